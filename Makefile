@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench-cpu clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Longview needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## the main job, end to end, on simulated data
+	$(BIN)/longview demo
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## lint, types and the whole test suite
+	$(BIN)/pytest -n 2 --dist worksteal --durations=15
+
+bench-cpu: $(STAMP)  ## the CPU speed figures of the README, as JSON in results/
+	$(BIN)/longview bench attention --json results/cpu-attention.json
+	$(BIN)/longview bench train --json results/cpu-train.json
+
+clean:
+	rm -rf $(VENV) build dist demo src/*.egg-info

@@ -1,0 +1,199 @@
+"""Jagged batches from a prepared data set: nothing is padded, and the order resumes exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from longview.data.dataset import PreparedData
+from longview.data.splits import EvaluationSet
+from longview.errors import InputError
+
+Rows = npt.NDArray[np.int64]
+Windows = Literal["latest", "random", "all"]
+
+
+@dataclass(frozen=True)
+class JaggedBatch:
+    """Histories end to end.
+
+    `items` (total,) int64 catalogue indices; `offsets` (batch + 1,) int64; `timestamps` (total,) int64 seconds
+    or None; `actions` (total,) int64 bitmasks or None; `targets` (total,) int64, the item after each event
+    (training only).
+    """
+
+    items: Tensor
+    offsets: Tensor
+    timestamps: Tensor | None = None
+    actions: Tensor | None = None
+    targets: Tensor | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        return self.offsets.numel() - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return self.items.numel()
+
+    @cached_property
+    def max_length(self) -> int:
+        """Longest history; computed once, on the host, before the batch moves to a device."""
+        return int(self.offsets.diff().max()) if self.num_sequences else 0
+
+    def to(self, device: torch.device | str) -> JaggedBatch:
+        """Return the batch on `device`."""
+        longest = self.max_length
+        moved = replace(
+            self,
+            **{
+                name: value.to(device, non_blocking=True)
+                for name, value in vars(self).items()
+                if isinstance(value, Tensor)
+            },
+        )
+        vars(moved)["max_length"] = longest
+        return moved
+
+
+def jagged_rows(starts: Rows, ends: Rows) -> tuple[Rows, Rows]:
+    """Return the event rows of [starts, ends) end to end, and their offsets."""
+    lengths = ends - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - starts, lengths)
+    return rows, offsets
+
+
+def _column(values: npt.NDArray[Any], rows: Rows) -> Tensor:
+    return torch.from_numpy(np.asarray(values[rows], dtype=np.int64))
+
+
+def gather(data: PreparedData, starts: Rows, ends: Rows, *, targets: bool = False) -> JaggedBatch:
+    """Return events [starts, ends) of `data` as a batch; with `targets`, each row's next event as its target."""
+    rows, offsets = jagged_rows(starts, ends)
+    return JaggedBatch(
+        items=_column(data.items, rows),
+        offsets=torch.from_numpy(offsets.astype(np.int64)),
+        timestamps=None if data.timestamps is None else _column(data.timestamps, rows),
+        actions=None if data.actions is None else _column(data.actions, rows),
+        targets=_column(data.items, rows + 1) if targets else None,
+    )
+
+
+class TrainingBatches:
+    """Batches of training sequences, each position with its next item as target.
+
+    Args:
+        data: the data set; training rows are those of its split.
+        max_length: longest history.
+        batch_size: sequences a batch, or None to fill `token_budget`.
+        token_budget: tokens a batch, at most (a single longer sequence still gets a batch of its own).
+        windows: which part of a longer history trains: the `latest` events, one `random` window an epoch,
+            or `all` of it as several sequences.
+        seed: order and windows depend on (seed, epoch) alone, so a run resumes at any (epoch, step).
+    """
+
+    def __init__(
+        self,
+        data: PreparedData,
+        *,
+        max_length: int,
+        batch_size: int | None = 128,
+        token_budget: int | None = None,
+        windows: Windows = "latest",
+        seed: int = 0,
+    ) -> None:
+        if batch_size is None and token_budget is None:
+            raise InputError("batches need a batch_size or a token_budget")
+        self.data = data
+        self.max_length, self.batch_size, self.token_budget = max_length, batch_size, token_budget
+        self.windows, self.seed = windows, seed
+        start, end = data.offsets[:-1], data.split.train_end - 1  # the last training event is only a target
+        trained = np.flatnonzero(end > start)
+        if not len(trained):
+            raise InputError(
+                "no user has two training events, so there is nothing to learn from: "
+                "check the user and time columns, or lower the filters"
+            )
+        self._start, self._end = start[trained], end[trained]
+
+    def steps(self, epoch: int) -> int:
+        """Return the number of batches of `epoch`."""
+        return len(self._plan(epoch)[2])
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[JaggedBatch]:
+        """Yield the batches of `epoch` from `first_step` on."""
+        starts, ends, groups = self._plan(epoch)
+        for group in groups[first_step:]:
+            yield gather(self.data, starts[group], ends[group], targets=True)
+
+    def _plan(self, epoch: int) -> tuple[Rows, Rows, list[Rows]]:
+        generator = np.random.default_rng((self.seed, epoch))
+        starts, ends = self._sequences(generator)
+        order = generator.permutation(len(starts))
+        return starts, ends, self._groups(order, (ends - starts)[order])
+
+    def _sequences(self, generator: np.random.Generator) -> tuple[Rows, Rows]:
+        start, end = self._start, self._end
+        excess = np.maximum(end - start - self.max_length, 0)
+        if self.windows == "random":
+            begin = start + (generator.random(len(start)) * (excess + 1)).astype(np.int64)
+            return begin, np.minimum(begin + self.max_length, end)
+        if self.windows == "latest":
+            return start + excess, end
+        count = -(-(end - start) // self.max_length)
+        piece = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)  # 0 = newest
+        stop = np.repeat(end, count) - piece * self.max_length
+        return np.maximum(stop - self.max_length, np.repeat(start, count)), stop
+
+    def _groups(self, order: Rows, lengths: Rows) -> list[Rows]:
+        if self.batch_size is not None:
+            return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        groups, begin, filled = [], 0, 0
+        for at, length in enumerate(lengths.tolist()):
+            if filled and filled + length > (self.token_budget or 0):
+                groups.append(order[begin:at])
+                begin, filled = at, 0
+            filled += length
+        return [*groups, order[begin:]]
+
+
+class HistoryBatches:
+    """The histories of an evaluation set, newest `max_length` events each, in user order.
+
+    Iterating yields (`slice` into the evaluation set, `JaggedBatch`).
+    """
+
+    def __init__(
+        self, data: PreparedData, chosen: EvaluationSet, *, max_length: int | None, token_budget: int = 32_768
+    ) -> None:
+        self.data, self.chosen, self.token_budget = data, chosen, token_budget
+        longest = chosen.target - chosen.start if max_length is None else max_length
+        self._start = np.maximum(chosen.start, chosen.target - longest)
+
+    def __iter__(self) -> Iterator[tuple[slice, JaggedBatch]]:
+        lengths = self.chosen.target - self._start
+        begin = 0
+        while begin < len(lengths):
+            within = np.cumsum(lengths[begin : begin + self.token_budget]) <= self.token_budget
+            stop = begin + max(1, int(np.count_nonzero(within)))
+            yield (
+                slice(begin, stop),
+                gather(self.data, self._start[begin:stop], self.chosen.target[begin:stop]),
+            )
+            begin = stop
+
+
+def batch_of_sequences(sequences: list[list[int]], max_length: int | None = None, **columns: Any) -> JaggedBatch:
+    """Return raw sequences of catalogue indices as a batch, cut to the newest `max_length`."""
+    cut = [s if max_length is None else s[-max_length:] for s in sequences]
+    lengths = torch.tensor([len(s) for s in cut], dtype=torch.int64)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return JaggedBatch(torch.tensor([i for s in cut for i in s], dtype=torch.int64), offsets, **columns)
