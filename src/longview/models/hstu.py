@@ -1,0 +1,172 @@
+"""The HSTU layer and stack.
+
+    X = Norm(Z);  U, Q, K, V = SiLU(Linear(X));  A = attention(Q, K, V);  Z' = Z + Linear(Norm(A) * U)
+
+Sources: HSTU, arXiv 2402.17152; ULTRA-HSTU, arXiv 2602.16986 (pointwise semi-local attention, no bias).
+Shape suffixes: T tokens of all sequences, B sequences, H heads, D per-head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longview.config import Config
+from longview.ops.attention import MaskSpec, semi_local_attention
+from longview.ops.attention.bias import RelativeBias
+from longview.ops.attention.newest import newest_row_attention
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a batch belong: `offsets` (B + 1,), longest length, `timestamps` (T,) or None."""
+
+    offsets: Tensor
+    max_length: int
+    timestamps: Tensor | None = None
+
+
+class AttentionConfig(Config):
+    """Which keys a history event sees (`MaskSpec`), and the relative bias added before SiLU."""
+
+    local_window: int = Field(default=0, ge=0, description="newest keys a row sees, itself included; 0 = all")
+    global_size: int = Field(default=0, ge=0, description="prefix keys every row sees, or newest rows that see all")
+    global_mode: Literal["prefix", "recent"] = "prefix"
+    position_bias: bool = Field(default=False, description="learned bias by distance")
+    time_bias: bool = Field(default=False, description="learned bias by log-bucketed time difference")
+    num_time_buckets: int = Field(default=64, ge=2)
+
+    def mask(self) -> MaskSpec:
+        return MaskSpec(local_window=self.local_window, global_size=self.global_size, global_mode=self.global_mode)
+
+
+class LayerConfig(Config):
+    """One HSTU layer; None stands for the derived value named in the description."""
+
+    qk_dim: int | None = Field(default=None, ge=1, description="per head; default width / heads")
+    v_dim: int | None = Field(default=None, ge=1, description="per head; default width / heads")
+    activation: Literal["uvqk", "u"] = Field(default="uvqk", description="SiLU on U, V, Q and K, or on U alone")
+    output: Literal["gated", "concat"] = Field(default="gated", description="U·Norm(A), or [U, A, U·Norm(A)]")
+    norm: Literal["row", "head"] = Field(default="row", description="normalise A over all heads or per head")
+    alpha: Literal["sqrt", "linear"] = Field(default="sqrt", description="scores times 1/√d_qk or 1/d_qk")
+    scale_length: float | None = Field(default=None, gt=0, description="SiLU scores / this; default max_length")
+
+
+class HSTULayer(nn.Module):
+    """One layer over a jagged batch."""
+
+    def __init__(
+        self, width: int, heads: int, max_length: int, dropout: float, layer: LayerConfig, attention: AttentionConfig
+    ) -> None:
+        super().__init__()
+        self.config, self.attention = layer, attention
+        self.heads = heads
+        self.d_qk = layer.qk_dim or width // heads
+        self.d_v = layer.v_dim or width // heads
+        self.alpha = 1 / math.sqrt(self.d_qk) if layer.alpha == "sqrt" else 1 / self.d_qk
+        self.scale_length = layer.scale_length or float(max_length)
+        self.mask = attention.mask()
+        gate = heads * self.d_v
+        self.sizes = [gate, gate, heads * self.d_qk, heads * self.d_qk]
+        self.norm = nn.LayerNorm(width, eps=EPSILON)
+        self.uvqk = nn.Linear(width, sum(self.sizes))
+        self.norm_attention = nn.LayerNorm(gate if layer.norm == "row" else self.d_v, eps=EPSILON)
+        self.output = nn.Linear(gate * (3 if layer.output == "concat" else 1), width)
+        self.dropout = dropout
+        for linear in (self.uvqk, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        # A first look at all distances alike: the bias starts at zero.
+        self.position_bias = nn.Parameter(torch.zeros(heads, max_length)) if attention.position_bias else None
+        self.time_bias = nn.Parameter(torch.zeros(heads, attention.num_time_buckets)) if attention.time_bias else None
+
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        """Return (T, width)."""
+        u, v, q, k = self._project(x_TD)
+        a_THD = semi_local_attention(
+            self._heads(q),
+            self._heads(k),
+            self._heads(v),
+            layout.offsets,
+            self.mask,
+            alpha=self.alpha,
+            scale_length=self.scale_length,
+            bias=self._bias(layout),
+            max_length=layout.max_length,
+        )
+        return x_TD + self._mix(a_THD, u)
+
+    def newest(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        """Return (B, width): the row that `forward` gives the newest event of each sequence, at O(T) cost."""
+        newest = layout.offsets[1:] - 1
+        normed = self.norm(x_TD)
+        weights, biases = self.uvqk.weight.split(self.sizes), self.uvqk.bias.split(self.sizes)
+        rows = normed[newest]
+        u, q = (F.linear(rows, weights[i], biases[i]) for i in (0, 2))
+        v, k = (F.linear(normed, weights[i], biases[i]) for i in (1, 3))
+        u = F.silu(u)
+        if self.config.activation == "uvqk":
+            v, q, k = F.silu(v), F.silu(q), F.silu(k)
+        a_BHD = newest_row_attention(
+            self._heads(q),
+            self._heads(k),
+            self._heads(v),
+            layout.offsets,
+            self.mask,
+            alpha=self.alpha,
+            scale_length=self.scale_length,
+            bias=self._bias(layout),
+        )
+        return x_TD[newest] + self._mix(a_BHD, u)
+
+    def _project(self, x_TD: Tensor) -> tuple[Tensor, ...]:
+        uvqk = self.uvqk(self.norm(x_TD))
+        if self.config.activation == "uvqk":
+            return F.silu(uvqk).split(self.sizes, dim=-1)
+        u, v, q, k = uvqk.split(self.sizes, dim=-1)
+        return F.silu(u), v, q, k
+
+    def _mix(self, a_THD: Tensor, u: Tensor) -> Tensor:
+        flat = a_THD.flatten(1)
+        normed = self.norm_attention(a_THD if self.config.norm == "head" else flat).view_as(flat)
+        gated = normed * u
+        if self.config.output == "concat":
+            gated = torch.cat([u, flat, gated], dim=-1)
+        return self.output(F.dropout(gated, self.dropout, self.training))  # type: ignore[no-any-return]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], self.heads, -1)
+
+    def _bias(self, layout: Layout) -> RelativeBias | None:
+        if self.position_bias is None and self.time_bias is None:
+            return None
+        return RelativeBias(self.position_bias, self.time_bias, layout.timestamps)
+
+
+class HSTUStack(nn.Module):
+    """Layers one after another."""
+
+    def __init__(self, layers: list[HSTULayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        """Return (T, width)."""
+        for layer in self.layers:
+            x_TD = layer(x_TD, layout)
+        return x_TD
+
+    def newest(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        """Return (B, width), the newest row of each sequence; the last layer computes nothing else."""
+        *before, last = self.layers
+        for layer in before:
+            x_TD = layer(x_TD, layout)
+        return last.newest(x_TD, layout)  # type: ignore[operator,no-any-return]

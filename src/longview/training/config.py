@@ -1,0 +1,108 @@
+"""The configuration of a run, and the presets that ship with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from longview.config import Config, load_yaml, override, parse
+from longview.errors import InputError, suggestion
+from longview.models.retriever import RetrieverConfig
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class BatchConfig(Config):
+    """How training sequences become batches. The history length is `model.max_length`."""
+
+    batch_size: int | None = Field(default=128, ge=1, description="sequences a batch; null to fill token_budget")
+    token_budget: int | None = Field(default=None, ge=1, description="tokens a batch, where batch_size is null")
+    windows: Literal["latest", "random", "all"] = Field(
+        default="latest", description="which part of a longer history trains in an epoch"
+    )
+
+
+class LossConfig(Config):
+    """Softmax over the catalogue, whole or sampled."""
+
+    kind: Literal["full", "sampled"] = "full"
+    num_negatives: int = Field(default=256, ge=1)
+    sampling: Literal["uniform", "popularity", "in-batch"] = "uniform"
+    logq: bool = Field(default=True, description="correct scores of non-uniform samples by their log probability")
+    temperature: float = Field(default=1.0, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class OptimiserConfig(Config):
+    """AdamW with linear warm-up and a decay to `min_rate_ratio` of the rate over all epochs."""
+
+    rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    embedding_weight_decay: float | None = Field(default=None, ge=0, description="of tables; default weight_decay")
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = Field(default=100, ge=0)
+    decay: Literal["none", "linear", "cosine"] = "none"
+    min_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    average_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="moving average of weights that is evaluated and saved; 0 = off"
+    )
+
+
+class LoopConfig(Config):
+    """How long to train, when to look, and what to keep."""
+
+    epochs: int = Field(default=100, ge=1)
+    patience: int = Field(default=10, ge=1, description="evaluations without a better metric before stopping")
+    evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations on validation")
+    evaluate_from: int = Field(default=0, ge=0, description="first epoch (from 1) that is evaluated")
+    metric: str = "ndcg@10"
+    seed: int = 0
+    precision: Literal["float32", "bf16"] = "float32"
+    checkpoint_every_steps: int | None = Field(default=None, ge=1, description="default: once an epoch")
+    max_minutes: float | None = Field(default=None, gt=0)
+    tensorboard: bool = False
+
+
+class RunConfig(Config):
+    """One training run: with the data set's fingerprint it determines the result on CPU."""
+
+    name: str = "custom"
+    model: RetrieverConfig = RetrieverConfig()
+    batches: BatchConfig = BatchConfig()
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    loop: LoopConfig = LoopConfig()
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def resolve_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the preset or YAML file `name_or_path` with `key=value` overrides applied.
+
+    Example:
+        >>> resolve_config("hstu-small", ["model.layers=4"]).model.layers
+        4
+
+    Raises:
+        InputError: no such preset or file, an unknown key, a value out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PRESETS / f"{name_or_path}.yaml"
+        if name_or_path not in preset_names():
+            known = preset_names()
+            raise InputError(
+                f"no preset {name_or_path!r}{suggestion(name_or_path, known)}; presets: {', '.join(known)}; "
+                "or give a .yaml file"
+            )
+    values: dict[str, Any] = {"name": path.stem, **load_yaml(path)}
+    return parse(
+        RunConfig, override(values, overrides), name_or_path if not overrides else f"{name_or_path} with --set"
+    )
