@@ -1,0 +1,13 @@
+"""Simulated logs: for the demo, for tests and for trying Longview without data. Nothing here is real.
+
+Reading order: `config.py` (the knobs), `catalogue.py` (items and their births), `sessions.py` (when users come
+and which taste they follow), `simulate.py` (which items they touch, and the tables), `write.py` (files).
+"""
+
+from __future__ import annotations
+
+from longview.data.simulator.config import SimulationConfig
+from longview.data.simulator.simulate import Simulation, simulate
+from longview.data.simulator.write import write_simulation
+
+__all__ = ["Simulation", "SimulationConfig", "simulate", "write_simulation"]
