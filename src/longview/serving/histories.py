@@ -1,0 +1,78 @@
+"""What the model reads: histories of known users, or sequences handed in, as jagged batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from longview.data.batches import JaggedBatch, jagged_rows
+from longview.data.dataset import PreparedData
+
+Rows = npt.NDArray[np.int64]
+
+TOKENS = 32_768  # tokens encoded at a time
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Whole histories end to end, whoever they belong to.
+
+    `items` (total,) int64, `offsets` (n + 1,) int64; `timestamps` (total,) int64 seconds and `actions` (total,)
+    int64 bitmasks where known.
+    """
+
+    items: Rows
+    offsets: Rows
+    timestamps: Rows | None = None
+    actions: Rows | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @classmethod
+    def of_users(cls, data: PreparedData, users: Rows) -> Histories:
+        """Return everything that `users` (n,) have done, oldest first."""
+        rows, offsets = jagged_rows(data.offsets[users], data.offsets[users + 1])
+        columns = (None if column is None else column[rows] for column in (data.timestamps, data.actions))
+        return cls(data.items[rows].astype(np.int64), offsets, *columns)
+
+    @classmethod
+    def of_sequences(cls, sequences: Sequence[Rows], timestamps: Sequence[Rows] | None = None) -> Histories:
+        """Return sequences of item indices (oldest first) as histories."""
+        offsets = np.cumsum([0, *map(len, sequences)])
+        stamps = None if timestamps is None else np.concatenate([np.empty(0, np.int64), *timestamps])
+        return cls(np.concatenate([np.empty(0, np.int64), *sequences]), offsets, stamps)
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Return every history as item indices end to end, and offsets: what a new recommendation leaves out."""
+        return torch.from_numpy(self.items), torch.from_numpy(self.offsets.astype(np.int64))
+
+    def batches(self, max_length: int) -> Iterator[tuple[Rows, JaggedBatch]]:
+        """Yield (which histories, their newest `max_length` events), like lengths together.
+
+        Batches of like lengths cost paths that pad nothing extra.
+        """
+        ends = self.offsets[1:]
+        starts = np.maximum(self.offsets[:-1], ends - max_length)
+        order = np.argsort(ends - starts, kind="stable")
+        lengths = (ends - starts)[order]
+        begin = 0
+        while begin < len(order):
+            filled = np.cumsum(lengths[begin : begin + TOKENS])
+            stop = begin + max(1, int(np.searchsorted(filled, TOKENS, side="right")))
+            chosen = order[begin:stop]
+            yield chosen, self._batch(starts[chosen], ends[chosen])
+            begin = stop
+
+    def _batch(self, starts: Rows, ends: Rows) -> JaggedBatch:
+        rows, offsets = jagged_rows(starts, ends)
+        columns = {
+            name: None if column is None else torch.from_numpy(column[rows])
+            for name, column in (("timestamps", self.timestamps), ("actions", self.actions))
+        }
+        return JaggedBatch(torch.from_numpy(self.items[rows]), torch.from_numpy(offsets.astype(np.int64)), **columns)
