@@ -153,10 +153,11 @@ def _seen_cells(data: PreparedData, chosen: EvaluationSet, rows: slice, targets:
     """Return the flat cells of a (users, num_items) block that hold seen items other than the target."""
     start, end = chosen.start[rows], chosen.target[rows]
     events, _ = jagged_rows(start, end)
-    user = np.repeat(np.arange(len(start)), end - start)
-    seen = data.items[events].astype(np.int64)
+    user: Rows = np.repeat(np.arange(len(start)), end - start)
+    seen: Rows = data.items[events].astype(np.int64)
     others = seen != targets[rows][user]
-    return user[others] * num_items + seen[others]
+    cells: Rows = user[others] * num_items + seen[others]
+    return cells
 
 
 def _ranks(scores: Tensor, wanted: Tensor) -> Tensor:
