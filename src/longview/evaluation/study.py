@@ -1,0 +1,101 @@
+"""Several runs of one configuration with different seeds, as one result: the format of `results/*.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from longview.errors import InputError
+from longview.evaluation.report import Report
+
+
+def summarise(runs: Sequence[Mapping[str, Any]], *, command: str, name: str | None = None) -> dict[str, Any]:
+    """Return mean and standard deviation over the seeds of `runs`, with all that is needed to run them again.
+
+    Args:
+        runs: the `result.json` of each run, as mappings.
+        command: the command that makes these runs from a clean clone.
+        name: what the tables call the result, by default the name of the runs' configuration.
+
+    Returns:
+        `name, dataset, split, protocol, fingerprint, config, seeds` (one entry a run: `seed, metrics,
+        validation_metrics, epochs, best_epoch, seconds`), `mean` and `std` (of `n − 1`; 0 for one run) of every
+        test metric, `environment` and `command`; JSON-ready.
+
+    Raises:
+        InputError: no runs, repeated seeds, or runs that differ in data, protocol or configuration.
+    """
+    if not runs:
+        raise InputError("no runs to summarise")
+    seeds = [run["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"these runs repeat a seed ({seeds}); each must have its own")
+    first = runs[0]
+    for run in runs[1:]:
+        for what, one, other in zip(("data", "configuration"), _identity(first), _identity(run), strict=True):
+            if one != other:
+                raise InputError(f"runs of seeds {first['seed']} and {run['seed']} differ in their {what}")
+    return {
+        "name": name or first["name"],
+        **_setting(first["test"]),
+        "config": _without_seed(first["config"]),
+        "seeds": [_entry(run) for run in runs],
+        **_moments([run["test"]["metrics"] for run in runs]),
+        "environment": first.get("environment", {}),
+        "command": command,
+    }
+
+
+def summarise_baseline(report: Report, *, fit_seconds: float, environment: Mapping[str, Any], command: str) -> Any:
+    """Return the report of a baseline, which has no seed to vary, in the format of `summarise`."""
+    entry = {"seed": None, "metrics": report.metrics, "intervals": report.to_dict()["intervals"]}
+    return {
+        "name": report.name,
+        **_setting(report.to_dict()),
+        "baseline": True,
+        "config": {},
+        "seeds": [entry | {"validation_metrics": None, "epochs": None, "seconds": fit_seconds}],
+        **_moments([report.metrics]),
+        "environment": dict(environment),
+        "command": command,
+    }
+
+
+def _setting(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "dataset": report["data"],
+        "split": str(report["protocol"]).partition(":")[0],
+        "protocol": report["protocol"],
+        "fingerprint": report["fingerprint"],
+    }
+
+
+def _entry(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": run["seed"],
+        "metrics": run["test"]["metrics"],
+        "validation_metrics": run["validation"]["metrics"],
+        "epochs": run["epochs"],
+        "best_epoch": run.get("best_epoch"),
+        "seconds": run["seconds"],
+    }
+
+
+def _moments(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    names = [name for name in metrics[0] if all(name in one for one in metrics)]
+    values = {name: [one[name] for one in metrics] for name in names}
+    return {
+        "mean": {name: fmean(each) for name, each in values.items()},
+        "std": {name: stdev(each) if len(each) > 1 else 0.0 for name, each in values.items()},
+    }
+
+
+def _identity(run: Mapping[str, Any]) -> tuple[Any, Any]:
+    test = run["test"]
+    return (test["fingerprint"], test["split"], test["exclude_seen"]), _without_seed(run["config"])
+
+
+def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    loop = {key: value for key, value in config.get("loop", {}).items() if key != "seed"}
+    return {**config, "loop": loop} if "loop" in config else dict(config)

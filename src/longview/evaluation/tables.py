@@ -1,0 +1,120 @@
+"""The results tables of the README, made from `results/*.json` and the published figures: never typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longview.errors import InputError
+from longview.files import atomic_file
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+PUBLISHED = Path(__file__).parent / "published.yaml"
+REQUIRED = ("name", "dataset", "split", "fingerprint", "seeds", "mean", "std", "command")
+
+
+def render_tables(results: Path, readme: Path, *, write: bool = True) -> str:
+    """Return `readme` with the tables between its markers made again from `results`, and write it.
+
+    With `write` false nothing is written: compare the return value with the file to see whether it is current.
+
+    Raises:
+        InputError: the markers are missing, or a result file is damaged, incomplete or of other data than the rest.
+    """
+    readme = Path(readme)
+    text = readme.read_text(encoding="utf-8")
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{readme}: needs a line {BEGIN} and, after it, a line {END}, between which the tables go")
+    made = f"{head}{BEGIN}\n{tables(load_results(results))}\n{END}{tail}"
+    if write and made != text:
+        with atomic_file(readme) as work:
+            work.write_text(made, encoding="utf-8")
+    return made
+
+
+def load_results(directory: Path) -> list[dict[str, Any]]:
+    """Read the studies (`longview.evaluation.study`) of `directory`, by file name; other JSON is left alone.
+
+    Raises:
+        InputError: a file is not JSON, or a study lacks a key.
+    """
+    studies = []
+    for path in sorted(Path(directory).glob("*.json")):
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not valid JSON ({error}); run the command that writes it again") from None
+        if not isinstance(value, dict) or "seeds" not in value:
+            continue  # a benchmark, which has tables of its own
+        missing = [key for key in REQUIRED if key not in value]
+        if missing:
+            raise InputError(f"{path}: a study without {', '.join(missing)}; run the command that writes it again")
+        studies.append({**value, "path": path.name})
+    return studies
+
+
+def tables(studies: Sequence[Mapping[str, Any]]) -> str:
+    """Return the Markdown of all tables: one a data set and split that has a study, published rows included.
+
+    Raises:
+        InputError: studies of one data set and split have different fingerprints.
+    """
+    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    parts = []
+    known = {(p["dataset"], p["split"]): p for p in published}
+    keys = [*known, *dict.fromkeys(k for k in map(_key, studies) if k not in known)]
+    for key in keys:
+        ours = [study for study in studies if _key(study) == key]
+        if not ours:
+            continue
+        _check(key, ours)
+        section = known.get(key, {"title": f"{key[0]}, {key[1]}", "rows": []})
+        parts.append(_table(section, ours))
+    return "\n\n".join(parts) if parts else "_No results yet._"
+
+
+def _table(section: Mapping[str, Any], studies: Sequence[Mapping[str, Any]]) -> str:
+    comparable = [row for row in section["rows"] if not row.get("time")]
+    told = [row for row in section["rows"] if row.get("time")]
+    rows = [(row["ndcg"], _published(row)) for row in comparable] + [
+        (study["mean"]["ndcg@10"], _ours(study)) for study in studies
+    ]
+    lines = [line for _, line in sorted(rows, key=lambda pair: pair[0])]
+    lines += [_published(row) for row in told]
+    note = f"Data fingerprint `{studies[0]['fingerprint']}`. Mean ± standard deviation over seeds; selected on "
+    note += "validation, test read once a run. Rows in italics are published figures, not run again by us."
+    if told:
+        note += " Models with query time are told when the target happens, so their rows stand apart, last."
+    head = "| model | HR@10 | NDCG@10 | seeds | from |\n|---|---|---|---|---|"
+    return "\n".join([f"**{section['title']}**", "", head, *lines, "", note])
+
+
+def _ours(study: Mapping[str, Any]) -> str:
+    mean, std, count = study["mean"], study["std"], len(study["seeds"])
+    baseline = bool(study.get("baseline"))
+    cells = [f"{mean[name]:.4f}" + (f" ± {std[name]:.4f}" if count > 1 else "") for name in ("hr@10", "ndcg@10")]
+    if not baseline:
+        cells = [f"**{cell}**" for cell in cells]
+    name = study["name"] if baseline else f"**{study['name']}**"
+    source = f"[{study['path']}](results/{study['path']}): `{study['command']}`"
+    return f"| {name} | {' | '.join(cells)} | {'–' if baseline else count} | {source} |"
+
+
+def _published(row: Mapping[str, Any]) -> str:
+    return f"| _{row['name']}_ | {row['hr']:.4f} | {row['ndcg']:.4f} |  | {row['source']} |"
+
+
+def _key(study: Mapping[str, Any]) -> tuple[str, str]:
+    return study["dataset"], study["split"]
+
+
+def _check(key: tuple[str, str], studies: Sequence[Mapping[str, Any]]) -> None:
+    if len({study["fingerprint"] for study in studies}) > 1:
+        found = ", ".join(f"{study['path']} {study['fingerprint']}" for study in studies)
+        raise InputError(f"results on {key[0]}, {key[1]} are of different data and cannot share a table: {found}")
