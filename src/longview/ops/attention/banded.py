@@ -1,7 +1,257 @@
-"""The CPU path (being written: stands in for it with the reference)."""
+"""Semi-local attention on the CPU: O(L (K1 + K2)) time, O(L) memory, forward and backward.
+
+Scores exist only for one tile at a time (a block of rows against the columns it sees, some heads or sequences at
+once), small enough to stay in cache, and are computed again in the backward pass: saved are q, k and v alone.
+Everything is a matrix product or an in-place pass over a tile; nothing needs a compiler.
+
+The bits of a sequence's result do not depend on the other sequences of the batch: the shape of every product it
+takes part in follows from its own lengths (`packing.py`), and products of a batch are independent of each other.
+Shape suffixes: T tokens of the batch, N sequences x heads, R rows of a block, C columns of a tile, D dimension.
+"""
 
 from __future__ import annotations
 
-from longview.ops.attention.reference import reference_attention as banded_attention
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-__all__ = ["banded_attention"]
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from longview.ops.attention.bias import RelativeBias
+from longview.ops.attention.mask import MaskSpec
+from longview.ops.attention.packing import Packing, packing_of
+from longview.ops.attention.tile_bias import TileBias
+from longview.ops.attention.tiles import Block, Tile
+
+CACHED = 192 * 1024  # scores computed at once: with their gradients, about what two cores hold close by
+
+
+def banded_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    mask: MaskSpec,
+    *,
+    alpha: float,
+    scale_length: float,
+    context_lengths: Tensor | None = None,
+    target_lengths: Tensor | None = None,
+    bias: RelativeBias | None = None,
+) -> Tensor:
+    """Return attention (T, heads, D_v) as `semi_local_attention` defines it, for tensors on the CPU.
+
+    float64 is computed in float64, everything else in float32. Differentiable once, in q, k, v and the bias.
+    """
+    lengths = offsets.diff()
+    context = torch.zeros_like(lengths) if context_lengths is None else context_lengths
+    targets = torch.zeros_like(lengths) if target_lengths is None else target_lengths
+    history = lengths - context - targets
+    sequences = tuple(zip(context.tolist(), history.tolist(), targets.tolist(), strict=True))
+    bias = bias or RelativeBias()
+    exact = bias.position is not None
+    packing = packing_of(mask, sequences, q.shape[1], exact)
+    stamps = None if bias.time is None else bias.timestamps
+    settings = _Settings(packing, alpha, 1 / scale_length, stamps)
+    out: Tensor = _Banded.apply(q, k, v, bias.position, bias.time, settings)  # type: ignore[no-untyped-call]
+    return out
+
+
+@dataclass(frozen=True)
+class _Settings:
+    packing: Packing
+    alpha: float
+    scale: float
+    stamps: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Sequences of one shape: tensors (N, length, D), forward then gradients, and their timestamps."""
+
+    heads: int
+    blocks: tuple[Block, ...]
+    tensors: tuple[Tensor, ...]
+    stamps: Tensor | None
+
+    def chunks(self) -> Iterator[_Part]:
+        """Cut into runs of sequences whose scores of a tile fit in the cache."""
+        widest = max(((t.stop - t.start) * (b.stop - b.start) for b in self.blocks for t in b.tiles), default=1)
+        size = max(CACHED // (widest * self.heads), 1)
+        count = self.tensors[0].shape[0] // self.heads
+        for at in range(0, count, size):
+            rows = slice(at * self.heads, (at + size) * self.heads)
+            stamps = None if self.stamps is None else self.stamps[at : at + size]
+            yield replace(self, tensors=tuple(x[rows] for x in self.tensors), stamps=stamps)
+
+
+class _Banded(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None, time: Tensor | None, settings: _Settings
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, position, time)
+        ctx.settings = settings
+        with torch.autocast("cpu", enabled=False):
+            return _forward(q, k, v, position, time, settings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast("cpu", enabled=False):
+            gradients = _backward(ctx.saved_tensors, d_out, ctx.settings)
+        return (*gradients, None)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor | None, time: Tensor | None, settings: _Settings
+) -> Tensor:
+    work = _computed(q, k, v)
+    out = work[2].new_empty(v.shape)
+    bias = _tile_bias(position, time, settings.packing, work[0].dtype)
+    scratch = _Scratch(work[0])
+    for part in _parts(settings, work, (out,)):
+        for chunk in part.chunks():
+            _forward_chunk(chunk, settings, bias, scratch)
+    return out.to(v.dtype)
+
+
+def _forward_chunk(part: _Part, settings: _Settings, bias: TileBias | None, scratch: _Scratch) -> None:
+    q, k, v, out = part.tensors
+    for block in part.blocks:
+        q_NRD = q[:, block.start : block.stop]
+        sum_NRD = scratch.take("sum", (*q_NRD.shape[:2], v.shape[2]))
+        for number, tile in enumerate(block.tiles):
+            z_NRC, _ = _scores(part, q_NRD, k, block, tile, settings, bias, scratch)
+            weight_NRC = _masked(torch.ops.aten.silu_(z_NRC), tile)
+            v_NCD = v[:, tile.start : tile.stop]
+            if number == 0:
+                torch.bmm(weight_NRC, v_NCD, out=sum_NRD)
+            else:
+                sum_NRD.baddbmm_(weight_NRC, v_NCD)
+        target = out[:, block.start : block.stop]
+        if block.tiles:
+            torch.mul(sum_NRD, settings.scale, out=target)
+        else:
+            target.zero_()
+
+
+def _backward(saved: tuple[Tensor | None, ...], d_out: Tensor, settings: _Settings) -> tuple[Tensor | None, ...]:
+    q, k, v, position, time = saved
+    assert q is not None and k is not None and v is not None
+    work = _computed(q, k, v, d_out)
+    gradients = tuple(torch.zeros(x.shape, dtype=work[0].dtype) for x in (q, k, v))
+    bias = _tile_bias(position, time, settings.packing, work[0].dtype)
+    scratch = _Scratch(work[0])
+    for part in _parts(settings, work, gradients):
+        for chunk in part.chunks():
+            _backward_chunk(chunk, settings, bias, scratch)
+    d_position, d_time = (None, None) if bias is None else bias.gradients()
+    found = (*gradients, d_position, d_time)
+    return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in zip(found, saved, strict=True))
+
+
+def _backward_chunk(part: _Part, settings: _Settings, bias: TileBias | None, scratch: _Scratch) -> None:
+    q, k, v, d_out, d_q, d_k, d_v = part.tensors
+    for block in part.blocks:
+        rows = slice(block.start, block.stop)
+        q_NRD, d_out_NRD = q[:, rows], d_out[:, rows]
+        for tile in block.tiles:
+            columns = slice(tile.start, tile.stop)
+            k_NCD, v_NCD = k[:, columns], v[:, columns]
+            z_NRC, bucket = _scores(part, q_NRD, k, block, tile, settings, bias, scratch)
+            # One buffer holds the weights, then their gradient, then that of the scores.
+            held_NRC = scratch.take("held", z_NRC.shape)
+            weight_NRC = _masked(torch.ops.aten.silu.out(z_NRC, out=held_NRC), tile)
+            part_NCD = scratch.take("part", v_NCD.shape)
+            torch.bmm(weight_NRC.mT, d_out_NRD, out=part_NCD)
+            d_v[:, columns].add_(part_NCD, alpha=settings.scale)
+            held_NRC.baddbmm_(d_out_NRD, v_NCD.mT, beta=0, alpha=settings.scale)
+            d_z_NRC = torch.ops.aten.silu_backward.grad_input(held_NRC, z_NRC, grad_input=held_NRC)
+            _masked(d_z_NRC, tile)
+            if bias is not None:
+                bias.collect(_by_head(d_z_NRC, part.heads), block, tile, bucket)
+            part_NCD = scratch.take("part", k_NCD.shape)
+            torch.bmm(d_z_NRC.mT, q_NRD, out=part_NCD)
+            d_k[:, columns].add_(part_NCD, alpha=settings.alpha)
+            part_NRD = scratch.take("part", q_NRD.shape)
+            torch.bmm(d_z_NRC, k_NCD, out=part_NRD)
+            d_q[:, rows].add_(part_NRD, alpha=settings.alpha)
+
+
+def _parts(settings: _Settings, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Iterator[_Part]:
+    """Yield what there is to compute; what is written to the parts is in `outputs` once all are taken."""
+    packing, heads = settings.packing, inputs[0].shape[1]
+    if packing.groups:
+        packed = [packing.pack(x) for x in inputs] + [x.new_zeros(packing.rows, x.shape[2]) for x in outputs]
+        for group in packing.groups:
+            stop = group.start + group.count * heads * group.length
+            tensors = tuple(x[group.start : stop].view(-1, group.length, x.shape[1]) for x in packed)
+            stamps = None
+            if settings.stamps is not None:
+                tokens = packing.source[group.start : stop].view(group.count, heads, group.length)[:, 0] // heads
+                stamps = settings.stamps[tokens]
+            yield _Part(heads, group.blocks, tensors, stamps)
+        for result, out in zip(packed[len(inputs) :], outputs, strict=True):
+            packing.unpack(result, out)
+    for long in packing.longs:
+        tensors = tuple(x[long.start : long.stop].transpose(0, 1) for x in (*inputs, *outputs))
+        stamps = None if settings.stamps is None else settings.stamps[None, long.start : long.stop]
+        yield _Part(heads, long.blocks, tensors, stamps)
+
+
+def _scores(
+    part: _Part,
+    q_NRD: Tensor,
+    k: Tensor,
+    block: Block,
+    tile: Tile,
+    settings: _Settings,
+    bias: TileBias | None,
+    scratch: _Scratch,
+) -> tuple[Tensor, Tensor | None]:
+    z_NRC = scratch.take("scores", (*q_NRD.shape[:2], tile.stop - tile.start))
+    z_NRC.baddbmm_(q_NRD, k[:, tile.start : tile.stop].mT, beta=0, alpha=settings.alpha)
+    if bias is None:
+        return z_NRC, None
+    return z_NRC, bias.add(_by_head(z_NRC, part.heads), block, tile, part.stamps)
+
+
+def _masked(x_NRC: Tensor, tile: Tile) -> Tensor:
+    for edge in tile.edges:
+        x_NRC[:, :, edge.start : edge.stop] *= edge.keep.to(x_NRC.dtype)
+    return x_NRC
+
+
+def _by_head(x_NRC: Tensor, heads: int) -> Tensor:
+    return x_NRC.view(-1, heads, *x_NRC.shape[1:])
+
+
+def _tile_bias(position: Tensor | None, time: Tensor | None, packing: Packing, dtype: torch.dtype) -> TileBias | None:
+    if position is None and time is None:
+        return None
+    longest = max([g.length for g in packing.groups] + [long.stop - long.start for long in packing.longs], default=1)
+    return TileBias(position, time, longest, dtype)
+
+
+def _computed(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors in the dtype scores are computed in, rows of `d` elements contiguous."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return tuple(x.to(dtype) if x.stride(2) == 1 else x.to(dtype).contiguous() for x in tensors)
+
+
+class _Scratch:
+    """Buffers that are taken again and again, so that no tile waits for fresh memory."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like, self._buffers = like, dict[str, Tensor]()
+
+    def take(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Return uninitialised memory of `shape`; it is the caller's until the next `take` of the same name."""
+        size = math.prod(shape)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = self._like.new_empty(size)
+        return self._buffers[name][:size].view(shape)

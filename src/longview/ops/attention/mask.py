@@ -162,14 +162,16 @@ class MaskSpec:
     def dense(self, c: int, h: int, t: int) -> Tensor:
         """Return the mask of one sequence, (c+h+t, c+h+t) bool, row = query: the oracle of every backend."""
         _check_lengths(c, h, t)
-        n = c + h + t
-        row, column = torch.arange(n)[:, None], torch.arange(n)[None, :]
+        index = torch.arange(c + h + t)
+        return self.visible(index[:, None], index[None, :], c, h, t)
+
+    def visible(self, row: Tensor, column: Tensor, c: int, h: int, t: int) -> Tensor:
+        """Return whether `row` sees `column` (integer tensors that broadcast, both counted over the sequence)."""
         x, y = row - c, column - c  # history indices
         context_row, history_row, target_row = row < c, (row >= c) & (row < c + h), row >= c + h
         context_key, history_key, target_key = column < c, (column >= c) & (column < c + h), column >= c + h
-        unlimited = self.local_window == 0
         in_prefix = y < self.prefix(c)
-        sees_all = unlimited | (x >= h - self.recent)
+        sees_all = (x >= h - self.recent) | (self.local_window == 0)
         reach = self.target_reach
 
         visible = context_row & ((column < c + h) if self.context_rows == "bidirectional" else (column <= row))
@@ -182,8 +184,7 @@ class MaskSpec:
             visible |= target_row & history_key & ((y >= h - reach) | in_prefix)
         group, other = (x - h) // self.target_group, (y - h) // self.target_group
         earlier = (column <= row) if self.target_self else (column < row)
-        visible |= target_row & target_key & (group == other) & earlier
-        return visible
+        return visible | (target_row & target_key & (group == other) & earlier)
 
     def pairs(self, c: int, h: int, t: int) -> int:
         """Return the number of ones of `dense(c, h, t)` in closed form (for counting operations)."""
