@@ -1,0 +1,192 @@
+"""The training loop: epochs of steps, a look at validation, the best weights kept, a checkpoint to resume from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longview.data.batches import JaggedBatch, TrainingBatches
+from longview.errors import LongviewError
+from longview.training.config import LoopConfig
+from longview.training.log import RunLog
+from longview.training.progress import Status, TrainingProgress, memory_in_use
+from longview.training.state import LoopState
+from longview.training.trainer import Trainer
+
+READ_EVERY = 25  # steps between looks at the losses on an accelerator, where each look waits for the device
+
+
+class DivergenceError(LongviewError):
+    """The loss stopped being a number."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop asks of its surroundings.
+
+    `evaluate()` → metrics on validation; `keep_best()` saves the evaluated weights; `checkpoint()` saves
+    everything; `stop_requested()` → a signal has arrived.
+    """
+
+    evaluate: Callable[[], dict[str, float]]
+    keep_best: Callable[[], None]
+    checkpoint: Callable[[], None]
+    stop_requested: Callable[[], bool]
+
+
+class Loop:
+    """Runs a `Trainer` over `batches` from `state` on until a reason to stop, which `state.stopped` then names."""
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        trainer: Trainer,
+        batches: TrainingBatches,
+        state: LoopState,
+        *,
+        hooks: Hooks,
+        log: RunLog,
+        progress: TrainingProgress,
+    ) -> None:
+        self.config, self.trainer, self.batches, self.state = config, trainer, batches, state
+        self.hooks, self.log, self.progress = hooks, log, progress
+        self._unread: list[tuple[Tensor, Tensor, int]] = []
+        self._read_every = 1 if trainer.device.type == "cpu" else READ_EVERY
+        self._last_metric: float | None = None
+        self._norm = 0.0
+
+    def run(self) -> None:
+        """Train until the epochs, the patience or the minutes are used up, or a signal asks to stop.
+
+        Raises:
+            DivergenceError: a loss that is not a number; the last checkpoint is untouched.
+        """
+        state = self.state
+        state.stopped = self._reason()
+        while state.stopped is None:
+            self._epoch()
+            if state.stopped is None:
+                self._end_epoch()
+
+    def _reason(self) -> str | None:
+        state, config = self.state, self.config
+        if state.stale >= config.patience:
+            return "patience"
+        if state.epoch >= config.epochs:
+            return "epochs"
+        if config.max_minutes is not None and state.seconds >= 60 * config.max_minutes:
+            return "max_minutes"
+        return None
+
+    def _epoch(self) -> None:
+        """Train on what is left of the current epoch."""
+        state, steps = self.state, self.batches.steps(self.state.epoch)
+        self._mark = time.perf_counter()
+        for batch in self.batches.epoch(state.epoch, state.step):
+            self._step(batch, steps)
+            if self.hooks.stop_requested():
+                self._read()
+                self.hooks.checkpoint()
+                state.stopped = "interrupted"
+                return
+            every = self.config.checkpoint_every_steps
+            if every and state.total_steps % every == 0 and state.step < steps:
+                self._read()
+                self.hooks.checkpoint()
+        self._read()
+
+    def _step(self, batch: JaggedBatch, steps: int) -> None:
+        state = self.state
+        loss, norm = self.trainer.step(batch.to(self.trainer.device), state.total_steps)
+        self._unread.append((loss, norm, batch.num_tokens))
+        state.step += 1
+        state.total_steps += 1
+        if len(self._unread) >= self._read_every:
+            self._read()
+            self.progress.step(self._status(steps))
+
+    def _read(self) -> None:
+        """Take in the losses of the last steps, and the time they took."""
+        state = self.state
+        if self._unread:
+            losses = torch.stack([loss for loss, _, _ in self._unread]).double().tolist()
+            first = state.total_steps - len(losses)
+            for offset, (loss, (_, _, events)) in enumerate(zip(losses, self._unread, strict=True)):
+                if not math.isfinite(loss):
+                    self._diverged(loss, first + offset)
+                state.loss_sum += loss * events
+                state.events += events
+            self._norm = float(self._unread[-1][1])
+            self._unread.clear()
+        now = time.perf_counter()
+        state.epoch_seconds += now - self._mark
+        state.seconds += now - self._mark
+        self._mark = now
+
+    def _diverged(self, loss: float, step: int) -> None:
+        self.log.write("diverged", step, epoch=self.state.epoch + 1)
+        raise DivergenceError(
+            f"the loss became {loss} at step {step + 1} (epoch {self.state.epoch + 1}); nothing was saved after the "
+            "last good checkpoint. Lower optimiser.rate, raise optimiser.warmup_steps or set optimiser.clip_norm"
+        )
+
+    def _end_epoch(self) -> None:
+        """Record the epoch, evaluate where it is due, and save."""
+        state, config = self.state, self.config
+        loss, speed = state.loss_sum / state.events, state.events / max(state.epoch_seconds, 1e-9)
+        record = {
+            "epoch": state.epoch + 1,
+            "loss": loss,
+            "seconds": round(state.epoch_seconds, 4),
+            "events_per_second": round(speed, 1),
+            "gradient_norm": self._norm,
+            "rate": self.trainer.optimiser.param_groups[0]["lr"],
+            "memory": memory_in_use(self.trainer.device),
+        }
+        self.log.write("epoch", state.total_steps, **record)
+        state.epoch, state.step = state.epoch + 1, 0
+        state.loss_sum, state.events, state.epoch_seconds = 0.0, 0, 0.0
+        due = state.epoch % config.evaluate_every == 0 and state.epoch >= config.evaluate_from
+        if due or state.epoch == config.epochs:
+            record |= self._evaluate()
+        state.epochs.append(record)
+        self.hooks.checkpoint()
+        state.stopped = self._reason()
+
+    def _evaluate(self) -> dict[str, float]:
+        state, begin = self.state, time.perf_counter()
+        metrics = self.hooks.evaluate()
+        self._last_metric = metrics[self.config.metric]
+        better = state.best is None or self._last_metric > state.best
+        state.stale = 0 if better else state.stale + 1
+        if better:
+            state.best, state.best_epoch, state.best_metrics = self._last_metric, state.epoch, metrics
+            self.hooks.keep_best()
+        state.seconds += time.perf_counter() - begin
+        self.log.write("evaluation", state.total_steps, epoch=state.epoch, best=better, **metrics)
+        self.progress.evaluation(state.epoch, metrics, better)
+        return metrics
+
+    def _status(self, steps: int) -> Status:
+        state = self.state
+        per_step = state.epoch_seconds / max(state.step, 1)
+        left = per_step * (steps - state.step)
+        return Status(
+            epoch=state.epoch + 1,
+            epochs=self.config.epochs,
+            step=state.step,
+            steps=steps,
+            loss=state.loss_sum / max(state.events, 1),
+            events_per_second=state.events / max(state.epoch_seconds, 1e-9),
+            epoch_seconds_left=left,
+            seconds_left=left + per_step * steps * (self.config.epochs - state.epoch - 1),
+            memory=memory_in_use(self.trainer.device),
+            metric=self.config.metric,
+            last=self._last_metric,
+            best=state.best,
+        )

@@ -1,0 +1,60 @@
+"""The training objective: which next item, out of the catalogue, follows each event."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longview.data.batches import JaggedBatch
+from longview.data.dataset import PreparedData
+from longview.errors import InputError
+from longview.models.retriever import Retriever
+from longview.ops.softmax_loss import full_softmax_loss, sampled_softmax_loss
+from longview.training.config import LossConfig
+from longview.training.negatives import NegativeSampler
+
+
+class Objective:
+    """Softmax loss of a model on a batch, over all items or a sample of them, as `config` says.
+
+    Raises:
+        InputError: label smoothing together with a sampled softmax.
+    """
+
+    def __init__(self, config: LossConfig, data: PreparedData, *, device: torch.device, seed: int) -> None:
+        if config.kind == "sampled" and config.label_smoothing:
+            raise InputError("loss.label_smoothing spreads weight over the whole catalogue: use it with loss.kind full")
+        self.config = config
+        self.sampler = NegativeSampler(config, data, device=device, seed=seed) if config.kind == "sampled" else None
+
+    def loss(self, model: Retriever, batch: JaggedBatch) -> Tensor:
+        """Return the mean loss over the positions of `batch`, a scalar with gradients to the parameters."""
+        assert batch.targets is not None, "training batches carry targets"
+        queries, items = model(batch), model.item_vectors()
+        if self.sampler is None:
+            return full_softmax_loss(
+                queries,
+                items,
+                batch.targets,
+                temperature=self.config.temperature,
+                label_smoothing=self.config.label_smoothing,
+            )
+        negatives = self.sampler.draw(batch.targets)
+        return sampled_softmax_loss(
+            queries,
+            items,
+            batch.targets,
+            negatives.items,
+            temperature=self.config.temperature,
+            negative_log_q=negatives.log_q,
+            target_log_q=negatives.target_log_q,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must keep."""
+        return {} if self.sampler is None else {"generator": self.sampler.state()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Undo `tensors`."""
+        if self.sampler is not None:
+            self.sampler.load_state(tensors["generator"])

@@ -1,0 +1,230 @@
+"""Train a model on a prepared data set and write its run directory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils import deterministic
+
+from longview.data.batches import TrainingBatches
+from longview.data.dataset import PreparedData
+from longview.errors import InputError, LongviewError
+from longview.evaluation import evaluate
+from longview.evaluation.baselines import BaselineResults, evaluate_baselines
+from longview.evaluation.card import write_card
+from longview.evaluation.environment import environment
+from longview.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from longview.training.config import RunConfig
+from longview.training.interrupt import stop_requests
+from longview.training.log import RunLog
+from longview.training.loop import Hooks, Loop
+from longview.training.progress import TrainingProgress
+from longview.training.result import TrainingResult
+from longview.training.rundir import (
+    check_fingerprint,
+    describe_data,
+    load_weights,
+    read_config,
+    read_json,
+    save_model,
+    start_run,
+)
+from longview.training.state import LoopState
+from longview.training.trainer import Trainer
+
+MAY_CHANGE = {"epochs", "patience", "max_minutes", "checkpoint_every_steps", "tensorboard", "evaluate_every"}
+
+
+class InterruptedRunError(LongviewError):
+    """A signal stopped the run after a checkpoint; the message says where and how to go on."""
+
+
+def train(
+    config: RunConfig,
+    data: PreparedData,
+    out: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    resume: bool = False,
+    progress: TrainingProgress | None = None,
+    baselines: bool = False,
+) -> TrainingResult:
+    """Train the model of `config` on `data`, keep the weights best on validation, and evaluate them.
+
+    The run directory `out` is a model directory from the first evaluation on. On a CPU the result depends on
+    `config`, `data` and the number of threads alone, resumed or not; on a GPU sums of gradients may differ in the
+    last bits between runs.
+
+    Args:
+        config: from `resolve_config`.
+        data: the data set.
+        out: a new or empty directory, or with `resume` the run to go on with.
+        device: where to train.
+        resume: continue from the last checkpoint; epochs, patience and minutes may have been raised meanwhile.
+        progress: what to show; by default nothing (`make_progress` shows a live line).
+        baselines: also evaluate the baselines on test, for the card.
+
+    Raises:
+        InputError: a directory in use, nothing to resume, another config or data set than before, no validation
+            users, an unknown metric or device.
+        DivergenceError: the loss is no longer a number.
+        InterruptedRunError: a signal asked to stop; a checkpoint has been written.
+
+    Example:
+        >>> result = train(resolve_config("hstu-small"), PreparedData.open("data"), "runs/first")  # doctest: +SKIP
+        >>> result.test.metrics["ndcg@10"]  # doctest: +SKIP
+    """
+    out, device = Path(out), _device(device)
+    _check(config, data, out, resume)
+    progress = progress or TrainingProgress()
+    with _reproducible(config.loop.seed, device), progress:
+        run = _Run(config, data, out, device, progress)
+        if resume:
+            run.resume()
+        else:
+            start_run(out, config, data)
+        return run.finish(run.train(), baselines)
+
+
+class _Run:
+    """The parts of one call of `train`."""
+
+    def __init__(
+        self, config: RunConfig, data: PreparedData, out: Path, device: torch.device, progress: TrainingProgress
+    ) -> None:
+        self.config, self.data, self.out, self.device, self.progress = config, data, out, device, progress
+        self.batches = TrainingBatches(
+            data, max_length=config.model.max_length, seed=config.loop.seed, **config.batches.model_dump()
+        )
+        self.trainer = Trainer(config, data, device=device, steps_per_epoch=self.batches.steps(0))
+        self.state = LoopState()
+        self.log = RunLog(out, tensorboard=config.loop.tensorboard)
+        self.notes = [note for note in (self.trainer.precision_note,) if note]
+
+    def resume(self) -> None:
+        """Load the last checkpoint, and take the log back to it."""
+        path = latest_checkpoint(self.out / "checkpoint")
+        assert path is not None, "_check() has found one"
+        tensors, values = load_checkpoint(path)
+        self.trainer.load_tensors(tensors)
+        self.state = LoopState.from_dict(values["state"])
+        self.log.rewind(self.state.total_steps)
+        self.progress.note(f"resuming at epoch {self.state.epoch + 1}, step {self.state.step + 1} from {path}")
+
+    def train(self) -> LoopState:
+        """Run the loop, with signals turned into a checkpoint."""
+        for note in self.notes:
+            self.progress.note(note)
+        self.log.write("start", self.state.total_steps, **environment(), device=str(self.device), notes=self.notes)
+        with stop_requests() as stop_requested:
+            hooks = Hooks(self._validate, self._keep_best, self._checkpoint, stop_requested)
+            Loop(
+                self.config.loop, self.trainer, self.batches, self.state,
+                hooks=hooks, log=self.log, progress=self.progress,
+            ).run()  # fmt: skip
+        self.log.write("stop", self.state.total_steps, reason=self.state.stopped)
+        self.log.close()
+        if self.state.stopped == "interrupted":
+            raise InterruptedRunError(
+                f"stopped after epoch {self.state.epoch + 1}, step {self.state.step}; the checkpoint is in "
+                f"{self.out / 'checkpoint'}. To go on: the same command with --resume (resume=True in Python)"
+            )
+        return self.state
+
+    def finish(self, state: LoopState, baselines: bool) -> TrainingResult:
+        """Evaluate the best weights, on test for the first and only time, and write the result."""
+        best = self.trainer.evaluated
+        load_weights(self.out / "model.safetensors", best)
+        compared = evaluate_baselines(self.data, "test") if baselines else BaselineResults([], {}, {})
+        report = partial(evaluate, best, self.data, device=self.device, name=self.config.name)
+        result = TrainingResult(
+            out=self.out,
+            config=self.config,
+            state=state,
+            validation=report("validation"),
+            test=report("test"),
+            baselines=compared.reports,
+            skipped=compared.skipped,
+            environment={**environment(), "device": str(self.device)},
+            data=describe_data(self.data),
+            notes=self.notes,
+        )
+        write_card(self.out, result.to_dict())
+        return result
+
+    def _validate(self) -> dict[str, float]:
+        ks = sorted({1, 5, 10, 20, *_metric_k(self.config.loop.metric)})
+        model = self.trainer.evaluated
+        return evaluate(model, self.data, "validation", ks=ks, device=self.device, resamples=0).metrics
+
+    def _keep_best(self) -> None:
+        save_model(self.out, self.trainer.evaluated, epoch=self.state.epoch)
+
+    def _checkpoint(self) -> None:
+        values = {"state": self.state.to_dict(), "fingerprint": self.data.fingerprint}
+        save_checkpoint(self.out / "checkpoint", self.state.total_steps, self.trainer.tensors(), values)
+
+
+def _check(config: RunConfig, data: PreparedData, out: Path, resume: bool) -> None:
+    """Refuse what would only fail later, before anything is written."""
+    _metric_k(config.loop.metric)
+    if not len(data.split.validation):
+        raise InputError(
+            f"{data.meta.name}: no user has a validation target ({data.split.describe()}), so the best epoch cannot "
+            "be chosen; prepare the data with another split or with fewer filters"
+        )
+    if not resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} already exists; choose another directory, or go on with it by --resume")
+        return
+    if latest_checkpoint(out / "checkpoint") is None:
+        raise InputError(f"{out}: no checkpoint to resume from; train without --resume")
+    check_fingerprint(out, read_json(out / "data.json"), data)
+    before, now = (c.model_dump(mode="json") for c in (read_config(out), config))
+    changed = [f"{group}.{key}" for group in ("model", "batches", "loss", "optimiser", "loop") for key in now[group]
+               if before[group][key] != now[group][key] and not (group == "loop" and key in MAY_CHANGE)]  # fmt: skip
+    if changed:
+        raise InputError(
+            f"{out}: resuming needs the configuration the run began with, but {', '.join(changed)} differ; "
+            f"leave them alone or train in another directory (these may change: {', '.join(sorted(MAY_CHANGE))})"
+        )
+
+
+def _metric_k(metric: str) -> list[int]:
+    """Return the K of a metric's name, as a list; nothing for `mrr`."""
+    match = re.fullmatch(r"(?:hr|ndcg|mrr)@([1-9]\d*)|mrr", metric)
+    if match is None:
+        raise InputError(f"loop.metric {metric!r} is not a validation metric: use hr@K, ndcg@K, mrr@K or mrr")
+    return [int(match[1])] if match[1] else []
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"no device {str(name)!r}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda is not available here (see `longview doctor`); use --device cpu")
+    return device
+
+
+@contextmanager
+def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the random streams for the block and give the caller's back; deterministic algorithms on a CPU."""
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = deterministic.fill_uninitialized_memory
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        if device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+            deterministic.fill_uninitialized_memory = False  # costs passes and changes no result
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+            deterministic.fill_uninitialized_memory = fill

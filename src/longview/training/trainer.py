@@ -1,0 +1,90 @@
+"""One optimisation step, and everything that must be saved for the next one to be the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longview.data.batches import JaggedBatch
+from longview.data.dataset import PreparedData
+from longview.models.retriever import Retriever
+from longview.training.config import RunConfig
+from longview.training.objective import Objective
+from longview.training.optimiser import WeightAverage, build_optimiser, clip_gradients, rate_at
+from longview.training.precision import autocast, choose_precision
+
+
+class Trainer:
+    """A model with its objective, optimiser, schedule and weight average on one device.
+
+    Args:
+        config: the run.
+        data: for the catalogue size and the counts of negatives.
+        device: where the model lives.
+        steps_per_epoch: what the schedule counts in.
+
+    `precision_note` says why bf16 is off where it was wanted.
+    """
+
+    def __init__(self, config: RunConfig, data: PreparedData, *, device: torch.device, steps_per_epoch: int) -> None:
+        self.config, self.device = config, device
+        self.model: Retriever = config.model.build(data.num_items).to(device)
+        self.objective = Objective(config.loss, data, device=device, seed=config.loop.seed + 1)
+        self.optimiser = build_optimiser(self.model, config.optimiser)
+        decay = config.optimiser.average_decay
+        self.average = WeightAverage(self.model, decay) if decay else None
+        self.dtype, self.precision_note = choose_precision(config.loop.precision, device)
+        self.planned_steps = config.loop.epochs * steps_per_epoch
+
+    @property
+    def evaluated(self) -> Retriever:
+        """The model that is evaluated and saved: the weight average where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def step(self, batch: JaggedBatch, number: int) -> tuple[Tensor, Tensor]:
+        """Train on `batch`, step `number` of the run (from 0); return its loss and gradient norm, unread."""
+        self.model.train()
+        with autocast(self.dtype, self.device):
+            loss = self.objective.loss(self.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_gradients(self.model, self.config.optimiser.clip_norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate_at(number, self.planned_steps, self.config.optimiser)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(number)
+        return loss.detach(), norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor a checkpoint must keep, by name: weights, moments, average, random states."""
+        saved = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.average is not None:
+            saved |= {f"average.{name}": value for name, value in self.average.model.state_dict().items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            saved |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+        saved |= {f"objective.{name}": value for name, value in self.objective.tensors().items()}
+        saved["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            saved["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        return saved
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Undo `tensors`: what follows is bit for bit what would have followed."""
+        self.model.load_state_dict(_under(tensors, "model"))
+        if self.average is not None:
+            self.average.model.load_state_dict(_under(tensors, "average"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, "optimiser").items():
+            index, _, moment = name.partition(".")
+            state.setdefault(int(index), {})[moment] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        self.objective.load_tensors(_under(tensors, "objective"))
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda" and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors named `prefix.…`, without the prefix."""
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
