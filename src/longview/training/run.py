@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils import deterministic
@@ -217,14 +218,15 @@ def _device(name: str | torch.device) -> torch.device:
 def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the random streams for the block and give the caller's back; deterministic algorithms on a CPU."""
     before = torch.are_deterministic_algorithms_enabled()
-    fill = deterministic.fill_uninitialized_memory
+    memory: Any = deterministic
+    fill = memory.fill_uninitialized_memory
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         if device.type == "cpu":
             torch.use_deterministic_algorithms(True)
-            deterministic.fill_uninitialized_memory = False  # costs passes and changes no result
+            memory.fill_uninitialized_memory = False  # costs passes and changes no result
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before)
-            deterministic.fill_uninitialized_memory = fill
+            memory.fill_uninitialized_memory = fill
