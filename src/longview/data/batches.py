@@ -75,16 +75,41 @@ def _column(values: npt.NDArray[Any], rows: Rows) -> Tensor:
     return torch.from_numpy(np.asarray(values[rows], dtype=np.int64))
 
 
-def gather(data: PreparedData, starts: Rows, ends: Rows, *, targets: bool = False) -> JaggedBatch:
-    """Return events [starts, ends) of `data` as a batch; with `targets`, each row's next event as its target."""
+def gather(
+    data: PreparedData,
+    starts: Rows,
+    ends: Rows,
+    *,
+    targets: bool = False,
+    shuffle_ties: np.random.Generator | None = None,
+) -> JaggedBatch:
+    """Return events [starts, ends) of `data` as a batch; with `targets`, each row's next event as its target.
+
+    `shuffle_ties` draws a new order of the events of one history that share a timestamp (the target included).
+    """
     rows, offsets = jagged_rows(starts, ends)
+    following = rows + 1
+    if shuffle_ties is not None and data.timestamps is not None:
+        rows, following = _shuffled(data.timestamps, starts, ends, shuffle_ties)
     return JaggedBatch(
         items=_column(data.items, rows),
         offsets=torch.from_numpy(offsets.astype(np.int64)),
         timestamps=None if data.timestamps is None else _column(data.timestamps, rows),
         actions=None if data.actions is None else _column(data.actions, rows),
-        targets=_column(data.items, rows + 1) if targets else None,
+        targets=_column(data.items, following) if targets else None,
     )
+
+
+def _shuffled(
+    timestamps: npt.NDArray[np.int64], starts: Rows, ends: Rows, generator: np.random.Generator
+) -> tuple[Rows, Rows]:
+    """Return rows and following rows with the order inside each run of equal timestamps drawn anew."""
+    rows, offsets = jagged_rows(starts, ends + 1)
+    sequence = np.repeat(np.arange(len(starts)), np.diff(offsets))
+    drawn = rows[np.lexsort((generator.random(len(rows)), timestamps[rows], sequence))]
+    inside = np.ones(len(rows), bool)
+    inside[offsets[1:] - 1] = False
+    return drawn[inside], drawn[np.flatnonzero(inside) + 1]
 
 
 class TrainingBatches:
@@ -97,6 +122,8 @@ class TrainingBatches:
         token_budget: tokens a batch, at most (a single longer sequence still gets a batch of its own).
         windows: which part of a longer history trains: the `latest` events, one `random` window an epoch,
             or `all` of it as several sequences.
+        shuffle_ties: draw the order of a user's events that share a timestamp anew in every epoch; where the log's
+            order within a day means nothing, this teaches the model so.
         seed: order and windows depend on (seed, epoch) alone, so a run resumes at any (epoch, step).
     """
 
@@ -108,13 +135,14 @@ class TrainingBatches:
         batch_size: int | None = 128,
         token_budget: int | None = None,
         windows: Windows = "latest",
+        shuffle_ties: bool = False,
         seed: int = 0,
     ) -> None:
         if batch_size is None and token_budget is None:
             raise InputError("batches need a batch_size or a token_budget")
         self.data = data
         self.max_length, self.batch_size, self.token_budget = max_length, batch_size, token_budget
-        self.windows, self.seed = windows, seed
+        self.windows, self.shuffle_ties, self.seed = windows, shuffle_ties, seed
         start, end = data.offsets[:-1], data.split.train_end - 1  # the last training event is only a target
         trained = np.flatnonzero(end > start)
         if not len(trained):
@@ -131,8 +159,10 @@ class TrainingBatches:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[JaggedBatch]:
         """Yield the batches of `epoch` from `first_step` on."""
         starts, ends, groups = self._plan(epoch)
-        for group in groups[first_step:]:
-            yield gather(self.data, starts[group], ends[group], targets=True)
+        for step, group in enumerate(groups[first_step:], first_step):
+            # A generator a step, so that a resumed epoch draws what an uninterrupted one would.
+            ties = np.random.default_rng((self.seed, epoch, step)) if self.shuffle_ties else None
+            yield gather(self.data, starts[group], ends[group], targets=True, shuffle_ties=ties)
 
     def _plan(self, epoch: int) -> tuple[Rows, Rows, list[Rows]]:
         generator = np.random.default_rng((self.seed, epoch))

@@ -34,6 +34,7 @@ class InputEmbedding(nn.Module):
         scale: bool = Field(default=True, description="multiply item embeddings by √width before positions are added")
         std: float = Field(default=0.02, gt=0, description="standard deviation of the initial item table")
         dropout: float = Field(default=0.2, ge=0, lt=1)
+        event_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of events whose item is hidden")
 
     def __init__(self, config: InputEmbedding.Config, num_items: int, width: int, max_length: int) -> None:
         super().__init__()
@@ -51,6 +52,9 @@ class InputEmbedding(nn.Module):
     def forward(self, batch: JaggedBatch) -> Tensor:
         """Return (total, width)."""
         x_TD = self.items(batch.items) * self.factor
+        if self.training and self.config.event_dropout:
+            kept = torch.rand(x_TD.shape[0], 1, device=x_TD.device) >= self.config.event_dropout
+            x_TD = x_TD * kept
         if self.positions is not None:
             x_TD = x_TD + self.positions(positions_from_end(batch.offsets, batch.num_tokens))
         if self.time_gaps is not None and batch.timestamps is not None:

@@ -23,6 +23,7 @@ class BatchConfig(Config):
     windows: Literal["latest", "random", "all"] = Field(
         default="latest", description="which part of a longer history trains in an epoch"
     )
+    shuffle_ties: bool = Field(default=False, description="draw the order of events of equal time anew each epoch")
 
 
 class LossConfig(Config):

@@ -46,7 +46,8 @@ def dense_attention(
     q_BLHD, k_BLHD, v_BLHD = (to_padded(x, offsets, padded) for x in (q, k, v))
     visible = visibility(mask, lengths, context_lengths, target_lengths, padded)
     added = None if bias is None else dense_bias(bias, offsets, padded)
-    core = _compiled_core() if q.is_cuda else _core
+    # Evaluation sees too many shapes for compilation to pay.
+    core = _compiled_core() if q.is_cuda and torch.is_grad_enabled() else _core
     out_BLHD = core(q_BLHD, k_BLHD, v_BLHD, visible, added, alpha, 1.0 / scale_length)
     return from_padded(out_BLHD, offsets, v.shape[0])
 
@@ -104,4 +105,4 @@ def _core(
 
 @cache
 def _compiled_core() -> Any:
-    return torch.compile(_core, dynamic=False)
+    return torch.compile(_core)
