@@ -202,7 +202,9 @@ def fingerprint(
     """Hash the ordered sequences, their ids and the split: equal fingerprints mean comparable results."""
     digest = hashlib.sha256()
     for ids in (user_ids, item_ids):
-        digest.update("\x1f".join(ids.to_pylist()).encode())
+        for start in range(0, len(ids), 1 << 18):  # in pieces: there may be more names than fit in memory as objects
+            names = "\x1f".join(ids[start : start + (1 << 18)].to_pylist())
+            digest.update((names if start == 0 else f"\x1f{names}").encode())
     digest.update(np.ascontiguousarray(offsets, np.int64).tobytes())
     for array, dtype in ((items, np.int32), (timestamps, np.int64)):
         if array is not None:

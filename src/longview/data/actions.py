@@ -1,0 +1,56 @@
+"""Action columns to bits: a 0/1 column is one action, a column of names is one action a name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from longview.data.columns import FLAG_VALUES
+from longview.data.ids import Dictionary, number_in_order
+from longview.errors import InputError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MAX_ACTIONS = 62
+SET = ("1", "1.0", "true")
+
+
+def action_bits(
+    columns: Sequence[str], dictionaries: Sequence[Dictionary]
+) -> tuple[tuple[str, ...], list[npt.NDArray[np.int64]]]:
+    """Return the names of all actions, bit 0 first, and for each column the bits of its codes (codes + 1,) int64.
+
+    The last entry is that of a missing value: no bit. Names of one column are in order of their text.
+
+    Raises:
+        InputError: more actions than an int64 has bits.
+    """
+    names: list[str] = []
+    tables = []
+    for column, dictionary in zip(columns, dictionaries, strict=True):
+        values = dictionary.values()
+        bits = np.zeros(len(values) + 1, np.int64)
+        if set(values.str.to_lowercase()) <= FLAG_VALUES:
+            bits[:-1] = [(value.lower() in SET) << len(names) for value in values]
+            names.append(column)
+        elif len(names) + len(values) > MAX_ACTIONS:
+            raise InputError(
+                f"action column {column!r} has {len(values):,} different values (such as {values[0]!r}); at most "
+                f"{MAX_ACTIONS} actions fit. Is it a strength (--strength {column}), or no action (--ignore {column})?"
+            )
+        else:
+            order = number_in_order(values)
+            bits[order] = np.int64(1) << np.arange(len(names), len(names) + len(values))
+            names += _names(column, values.gather(order), names)
+        tables.append(bits)
+    return tuple(names), tables
+
+
+def _names(column: str, values: pl.Series, taken: Sequence[str]) -> list[str]:
+    plain = values.to_list()
+    numeric = bool(values.str.contains(r"^-?[\d.]+$").any())
+    return [f"{column}={value}" for value in plain] if numeric or set(plain) & set(taken) else plain
