@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from torch.nn import functional as F
 
 from longview.data.dataset import IdMap, PreparedData
 from longview.errors import InputError
+from longview.evaluation import Report, evaluate
+from longview.evaluation.evaluate import Which
 from longview.models.interface import VectorRecommender
 from longview.ops.topk import blocked_topk
 from longview.serving.filters import Categories, IdList, allowed_items, keep_within_caps
 from longview.serving.histories import Histories
 from longview.serving.lookup import known_index
+from longview.training.rundir import LoadedRun, load_model
 
 USERS_AT_ONCE = 8_192
 Sequences = Sequence[Sequence[Any]]
@@ -48,11 +52,31 @@ class Recommender:
         *,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.device = torch.device(device)
+        self.device = checked_device(device)
         self.model = model.to(self.device).eval() if isinstance(model, torch.nn.Module) else model
         self.items = items
         self.item_ids = IdMap(items["id"].combine_chunks())
         self._data = data
+        self.run: LoadedRun | None = None
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, data: str | Path | None = None, device: torch.device | str = "cpu"
+    ) -> Recommender:
+        """Load the run in directory `path`.
+
+        Args:
+            path: the directory that `longview train` wrote.
+            data: the prepared data set it was trained on, where that has moved since.
+            device: where to compute; a model loads on the CPU whatever trained it.
+
+        Raises:
+            InputError: not a run directory, or a damaged one; no such device.
+        """
+        run = load_model(path, device=checked_device(device))
+        recommender = cls(run.model, run.items, lambda: run.open_data(data), device=device)
+        recommender.run = run
+        return recommender
 
     @cached_property
     def data(self) -> PreparedData:
@@ -129,6 +153,15 @@ class Recommender:
         scores, chosen = blocked_topk(vectors[index], vectors, k, exclude=itself)
         names = self.item_ids.external(index.cpu().numpy())
         return self._table("query", names, scores.clamp(-1, 1), chosen, k)
+
+    def evaluate(self, split: Which = "test", *, exclude_seen: bool | None = None) -> Report:
+        """Rank the target of every user of a split among the whole catalogue; see `longview.evaluation.evaluate`.
+
+        Example:
+            >>> Recommender.load("runs/first").evaluate().metrics["ndcg@10"]  # doctest: +SKIP
+        """
+        name = None if self.run is None else self.run.config.name
+        return evaluate(self.model, self.data, split, exclude_seen=exclude_seen, device=self.device, name=name)
 
     @cached_property
     def _item_vectors(self) -> Tensor:
@@ -238,6 +271,21 @@ class Recommender:
         )
         titles = self._titles
         return table if titles is None else table.append_column("title", titles.take(items))
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    """Return `device`, or explain why it cannot be used.
+
+    Raises:
+        InputError: no such device, or one this machine lacks.
+    """
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"no device {str(device)!r}: use cpu or cuda") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: no GPU that this torch can use; `longview doctor` says why")
+    return chosen
 
 
 def _reads_time(model: object) -> bool:

@@ -1,0 +1,5 @@
+"""`python -m longview` is `longview`."""
+
+from longview.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""All commands in the order in which a newcomer meets them, and the one place where errors become exit statuses."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from longview.cli.bench import bench_app
+from longview.cli.config import config_command
+from longview.cli.demo import demo_command
+from longview.cli.doctor import doctor_command
+from longview.cli.evaluate import evaluate_command
+from longview.cli.output import note
+from longview.cli.prepare import prepare_command
+from longview.cli.recommend import recommend_command
+from longview.cli.similar import similar_command
+from longview.cli.simulate import simulate_command
+from longview.cli.train import train_command
+from longview.errors import LongviewError
+
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+# Without rich markup, help and usage errors cost no import of rich: 0.1 s instead of 0.3 s.
+app = typer.Typer(
+    name="longview",
+    help="Recommendations from what people did: prepare a log, train on it, evaluate, recommend.",
+    epilog="New here? `longview demo` shows all of it on simulated data in a minute or two.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command` with errors as one line on stderr and the promised exit status, and warnings likewise."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                command(*args, **kwargs)
+            except LongviewError as error:
+                note(f"error: {error}", colour="red")
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                note("interrupted")
+                raise typer.Exit(INTERRUPTED) from None
+            except BrokenPipeError:  # the reader, such as `head`, had enough
+                sys.stderr.close()
+                raise typer.Exit(0) from None
+
+    return run
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        note(f"warning: {message}", colour="yellow")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"longview {version('longview')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Recommendations from what people did: prepare a log, train on it, evaluate, recommend."""
+
+
+for name, command, summary in (
+    ("demo", demo_command, "The whole way on simulated data"),
+    ("prepare", prepare_command, "A log becomes a prepared data set"),
+    ("train", train_command, "A data set becomes a model"),
+    ("evaluate", evaluate_command, "How good a model is, beside baselines"),
+    ("recommend", recommend_command, "What to show to whom"),
+    ("similar", similar_command, "The items nearest to an item"),
+    ("simulate", simulate_command, "Write a simulated log"),
+    ("config", config_command, "Presets and all of their settings"),
+    ("doctor", doctor_command, "What this machine offers and uses"),
+):
+    app.command(name, short_help=summary)(guarded(command))
+for entry in bench_app.registered_commands:
+    if entry.callback is not None:
+        entry.callback = guarded(entry.callback)
+app.add_typer(bench_app, name="bench", short_help="Measure speed and memory")

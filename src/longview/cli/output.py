@@ -1,0 +1,65 @@
+"""What commands print: people's text, tables, one JSON document, and notes on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def note(text: str, colour: str | None = None) -> None:
+    """Print a line on stderr; coloured up to its first colon, on a terminal."""
+    head, colon, rest = text.partition(":")
+    typer.echo((typer.style(head + colon, fg=colour, bold=True) if colour and colon else head + colon) + rest, err=True)
+
+
+def say(text: str = "") -> None:
+    """Print a line for people on stdout."""
+    typer.echo(text)
+
+
+def emit_json(value: Any) -> None:
+    """Print `value` as the one JSON document of this command. Infinite and undefined numbers become null."""
+    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def emit_table(table: pa.Table) -> None:
+    """Print a table: aligned on a terminal, tab-separated with a heading otherwise (for cut, awk and friends)."""
+    rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
+    if not sys.stdout.isatty():
+        say("\t".join(table.column_names))
+        for row in rows:
+            say("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    pretty = Table(box=None, pad_edge=False, header_style="bold")
+    for name in table.column_names:
+        number = name in ("score", "rank")
+        pretty.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        pretty.add_row(*row)
+    Console(highlight=False, markup=False).print(pretty)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

@@ -1,0 +1,26 @@
+"""Evaluation results on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from longview.cli.output import emit_table, say
+
+if TYPE_CHECKING:
+    from longview.evaluation import Report
+
+
+def show_reports(reports: Sequence[Report]) -> None:
+    """Print the protocol in words and the models side by side, best first."""
+    import pyarrow as pa
+
+    from longview.evaluation import compare
+
+    first = reports[0]
+    interval = first.intervals.get("ndcg@10")
+    say(f"{first.data}, {first.split}: {first.num_users:,} users, {first.num_items:,} items; {first.protocol}.")
+    say(f"Fingerprint {first.fingerprint}; {first.cold_share:.1%} of targets were never seen in training.\n")
+    emit_table(pa.Table.from_pylist(compare(reports)))
+    if interval is not None:
+        say(f"\n95 % interval of ndcg@10 of {first.name}: {interval[0]:.4f} to {interval[1]:.4f}")

@@ -1,0 +1,72 @@
+"""`longview train`: from a prepared data set to a model directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longview.cli.output import emit_json, note, say
+
+if TYPE_CHECKING:
+    from longview.training.config import RunConfig
+
+DEFAULT = "hstu-small"
+
+
+def train_command(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Directory written by `longview prepare`.")],
+    out: Annotated[Path, typer.Option(help="Directory of the run: model, checkpoint, result card.")],
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE.yaml", help=f"Preset (see `longview config`) or file. [default: {DEFAULT}]"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set model.layers=4."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    baselines: Annotated[bool, typer.Option(help="Evaluate popularity, item-kNN and EASE beside the model.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+) -> None:
+    """Train a model, keep what is best on validation, evaluate it once on test. Ctrl-C leaves a checkpoint."""
+    from rich.console import Console
+
+    from longview.cli.reports import show_reports
+    from longview.data.dataset import PreparedData
+    from longview.training import InterruptedRunError, train
+    from longview.training.progress import make_progress
+
+    chosen = _config(config, set_ or [], out, resume)
+    try:
+        result = train(
+            chosen,
+            PreparedData.open(data),
+            out,
+            device=device,
+            resume=resume,
+            progress=make_progress(Console(stderr=True)),
+            baselines=baselines,
+        )
+    except InterruptedRunError as stop:
+        note(str(stop))
+        raise typer.Exit(130) from None
+    if json:
+        emit_json(result.to_dict())
+        return
+    show_reports([result.test, *result.baselines])
+    say(f"\nThe result card is {out / 'card.md'}. Next:\n  longview recommend {out} --user ID")
+
+
+def _config(name: str | None, overrides: list[str], out: Path, resume: bool) -> RunConfig:
+    """Return the configuration asked for; to resume, by default the one the run began with."""
+    from longview.config import override, parse
+    from longview.training.config import RunConfig, resolve_config
+
+    if not resume or name is not None:
+        return resolve_config(name or DEFAULT, overrides)
+    from longview.training.rundir import read_config
+
+    return parse(RunConfig, override(read_config(out).model_dump(mode="json"), overrides), f"{out} with --set")
