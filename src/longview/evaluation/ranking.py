@@ -82,7 +82,7 @@ def rank_targets(
     ranks, lists, broken = [], [], []
     with torch.no_grad(), evaluation_mode(model):
         for rows, scores in _scores(model, data, chosen, device):
-            broken.append(scores.isnan().any())
+            broken.append(scores.amax(1).isnan().any())  # the maximum of a row with a NaN is NaN
             wanted = torch.from_numpy(targets[rows]).to(device)[:, None]
             if exclude_seen:
                 seen = _seen_cells(data, chosen, rows, targets, scores.shape[1])
@@ -162,6 +162,6 @@ def _seen_cells(data: PreparedData, chosen: EvaluationSet, rows: slice, targets:
 
 def _ranks(scores: Tensor, wanted: Tensor) -> Tensor:
     target = scores.gather(1, wanted)
-    better = (scores > target).sum(1)
-    tied = (scores == target).sum(1) - 1
+    better = (scores > target).sum(1, dtype=torch.int32)
+    tied = (scores == target).sum(1, dtype=torch.int32) - 1
     return 1 + better + 0.5 * tied.double()

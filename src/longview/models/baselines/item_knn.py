@@ -16,6 +16,7 @@ from longview.data.dataset import PreparedData
 from longview.errors import InputError
 from longview.models.baselines.cooccurrence import Interactions, cooccurrence_blocks, distinct_bags
 from longview.ops.jagged import offsets_from_lengths, segment_ids
+from longview.ops.topk import select_topk
 
 TERMS_AT_ONCE = 1 << 24
 
@@ -52,9 +53,9 @@ class ItemKNN:
         for rows, both in cooccurrence_blocks(interactions):
             similarity = both.div_(norms[rows, None] * norms + self.shrinkage).nan_to_num_(0.0)  # 0/0: unseen items
             similarity[torch.arange(similarity.shape[0]), torch.arange(rows.start, rows.stop)] = 0
-            best = similarity.topk(kept, dim=1)
-            values.append(best.values)
-            sources.append(best.indices)
+            best, columns = select_topk(similarity.masked_fill_(similarity == 0, -torch.inf), kept)
+            values.append(best)
+            sources.append(columns)
         self.num_items = data.num_items
         self._transpose(torch.cat(values), torch.cat(sources))
         return self

@@ -56,9 +56,10 @@ def select_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         rows = edge.nonzero().squeeze(1)
         values, columns = values[:, :k], columns[:, :k]
         if rows.numel():
-            chosen = _first_of_equals(scores[rows], k)
+            tied = scores[rows]
+            chosen = _first_of_equals(tied, values[rows, k - 1 :], k)
             values, columns = values.contiguous(), columns.contiguous()
-            columns[rows], values[rows] = chosen, scores[rows].gather(1, chosen)
+            columns[rows], values[rows] = chosen, tied.gather(1, chosen)
     columns, order = columns.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
@@ -100,6 +101,12 @@ def _one_block(queries: Tensor, items: Tensor, k: int, excluded: tuple[Tensor, T
     return select_topk(scores, k)
 
 
-def _first_of_equals(scores: Tensor, k: int) -> Tensor:
-    """Return the columns of the `k` largest scores of each row, the lower column first among equal ones."""
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+def _first_of_equals(scores: Tensor, edge: Tensor, k: int) -> Tensor:
+    """Return the columns of the k largest scores of each row, the lower column first among equal ones.
+
+    `edge` (rows, 1) is the k-th largest score: all above it are in, then the first that equal it, in column order.
+    """
+    above, equal = scores > edge, scores == edge
+    places = k - above.sum(1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(1) <= places))
+    return chosen.nonzero()[:, 1].view(-1, k)
