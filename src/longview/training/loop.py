@@ -114,25 +114,27 @@ class Loop:
         """Take in the losses of the last steps, and the time they took."""
         state = self.state
         if self._unread:
-            losses = torch.stack([loss for loss, _, _ in self._unread]).double().tolist()
+            columns = zip(*self._unread, strict=True)
+            losses, norms = (torch.stack(list(next(columns))).double().tolist() for _ in range(2))
             first = state.total_steps - len(losses)
-            for offset, (loss, (_, _, events)) in enumerate(zip(losses, self._unread, strict=True)):
-                if not math.isfinite(loss):
-                    self._diverged(loss, first + offset)
+            for offset, (loss, norm, (_, _, events)) in enumerate(zip(losses, norms, self._unread, strict=True)):
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    self._diverged(loss, norm, first + offset)
                 state.loss_sum += loss * events
                 state.events += events
-            self._norm = float(self._unread[-1][1])
+            self._norm = norms[-1]
             self._unread.clear()
         now = time.perf_counter()
         state.epoch_seconds += now - self._mark
         state.seconds += now - self._mark
         self._mark = now
 
-    def _diverged(self, loss: float, step: int) -> None:
+    def _diverged(self, loss: float, norm: float, step: int) -> None:
+        what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient norm became {norm}"
         self.log.write("diverged", step, epoch=self.state.epoch + 1)
         raise DivergenceError(
-            f"the loss became {loss} at step {step + 1} (epoch {self.state.epoch + 1}); nothing was saved after the "
-            "last good checkpoint. Lower optimiser.rate, raise optimiser.warmup_steps or set optimiser.clip_norm"
+            f"{what} at step {step + 1} (epoch {self.state.epoch + 1}); the last good checkpoint and model are kept. "
+            "Lower optimiser.rate, raise optimiser.warmup_steps or set optimiser.clip_norm"
         )
 
     def _end_epoch(self) -> None:
@@ -152,7 +154,7 @@ class Loop:
         state.epoch, state.step = state.epoch + 1, 0
         state.loss_sum, state.events, state.epoch_seconds = 0.0, 0, 0.0
         due = state.epoch % config.evaluate_every == 0 and state.epoch >= config.evaluate_from
-        if due or state.epoch == config.epochs:
+        if due or self._reason() is not None:  # the last epoch is always looked at
             record |= self._evaluate()
         state.epochs.append(record)
         self.hooks.checkpoint()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -30,3 +31,17 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
     """Return the context of a forward pass: autocast for bfloat16, nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
+
+
+@contextmanager
+def matmul_precision(device: torch.device) -> Iterator[None]:
+    """Let float32 products of training steps use TF32 on a GPU; evaluation outside keeps full float32."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

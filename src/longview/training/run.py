@@ -110,7 +110,10 @@ class _Run:
     def resume(self) -> None:
         """Load the last checkpoint, and take the log back to it."""
         path = latest_checkpoint(self.out / "checkpoint")
-        assert path is not None, "_check() has found one"
+        if path is None:
+            self.log.rewind(-1)
+            self.progress.note(f"{self.out} has no checkpoint yet: starting from the beginning")
+            return
         tensors, values = load_checkpoint(path)
         self.trainer.load_tensors(tensors)
         self.state = LoopState.from_dict(values["state"])
@@ -183,8 +186,8 @@ def _check(config: RunConfig, data: PreparedData, out: Path, resume: bool) -> No
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} already exists; choose another directory, or go on with it by --resume")
         return
-    if latest_checkpoint(out / "checkpoint") is None:
-        raise InputError(f"{out}: no checkpoint to resume from; train without --resume")
+    if not (out / "config.json").exists():
+        raise InputError(f"{out}: there is no run to resume; train without --resume")
     check_fingerprint(out, read_json(out / "data.json"), data)
     before, now = (c.model_dump(mode="json") for c in (read_config(out), config))
     changed = [f"{group}.{key}" for group in ("model", "batches", "loss", "optimiser", "loop") for key in now[group]

@@ -11,7 +11,7 @@ from longview.models.retriever import Retriever
 from longview.training.config import RunConfig
 from longview.training.objective import Objective
 from longview.training.optimiser import WeightAverage, build_optimiser, clip_gradients, rate_at
-from longview.training.precision import autocast, choose_precision
+from longview.training.precision import autocast, choose_precision, matmul_precision
 
 
 class Trainer:
@@ -44,9 +44,10 @@ class Trainer:
     def step(self, batch: JaggedBatch, number: int) -> tuple[Tensor, Tensor]:
         """Train on `batch`, step `number` of the run (from 0); return its loss and gradient norm, unread."""
         self.model.train()
-        with autocast(self.dtype, self.device):
-            loss = self.objective.loss(self.model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with matmul_precision(self.device):
+            with autocast(self.dtype, self.device):
+                loss = self.objective.loss(self.model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
         norm = clip_gradients(self.model, self.config.optimiser.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(number, self.planned_steps, self.config.optimiser)
