@@ -86,13 +86,25 @@ def test_compare_refuses_what_is_not_comparable(random_data: PreparedData, chang
         compare([report, dataclasses.replace(report, name="two", **change)])
 
 
+HISTORY = np.array([1, 4, 5, 60, 60, 20_000])
+RANK = np.array([1.0, 20.0, 2.0, 1.0, np.inf, 3.0])
+
+
 def test_groups_are_ranges_of_history_length() -> None:
-    history = np.array([1, 4, 5, 60, 60, 20_000])
-    rank = np.array([1.0, 20.0, 2.0, 1.0, np.inf, 3.0])
-    groups = by_history(Ranks(np.arange(6), rank, np.zeros(6, bool), history))
+    groups = by_history(Ranks(np.arange(6), RANK, np.zeros(6, bool), HISTORY), min_users=1)
     assert [(g["from"], g["to"], g["users"], g["hr@10"]) for g in groups] == [
         (1, 4, 2, 0.5),
-        (5, 9, 1, 1.0),
-        (50, 99, 2, 0.5),
+        (5, 49, 1, 1.0),  # nobody between 10 and 49
+        (50, 9_999, 2, 0.5),
         (10_000, None, 1, 1.0),
     ]
+
+
+@pytest.mark.parametrize("min_users", [2, 3, 4, 7])
+def test_small_groups_are_joined_and_nobody_is_lost(min_users: int) -> None:
+    groups = by_history(Ranks(np.arange(6), RANK, np.zeros(6, bool), HISTORY), min_users=min_users)
+    assert sum(g["users"] for g in groups) == 6
+    assert all(g["users"] >= min_users for g in groups) or len(groups) == 1
+    assert groups[0]["from"] == 1
+    assert groups[-1]["to"] is None
+    assert [g["to"] + 1 for g in groups[:-1]] == [g["from"] for g in groups[1:]]

@@ -10,7 +10,7 @@ from longview.files import atomic_file
 
 INK, MUTED, GRID = "#1f2933", "#8a94a0", "#e6e9ed"
 MODEL, LOSS = "#0b6e99", "#d9822b"
-OTHERS = ("#b7bfc8", "#9aa5b1", "#c9b79c", "#a3b8a0")
+OTHERS = ("#98a2ae", "#c2a25c", "#7fa58a", "#a58bb5")  # one a baseline, the same in both panels
 
 METRIC = "hr@10"
 
@@ -96,9 +96,10 @@ def _comparison(axes: Any, result: Mapping[str, Any]) -> None:
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks([])
     axes.set_yticks(range(len(reports)), [r["name"] for r in reports])
+    colours = _colours(result)
     for place, report in enumerate(reports):
         ours, value = report is result["test"], report["metrics"][METRIC]
-        axes.barh(place, value, height=0.62, color=MODEL if ours else OTHERS[0])
+        axes.barh(place, value, height=0.62, color=colours[report["name"]])
         low, high = report.get("intervals", {}).get(METRIC, (value, value))
         axes.plot([low, high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
         axes.annotate(
@@ -113,10 +114,10 @@ def _comparison(axes: Any, result: Mapping[str, Any]) -> None:
 def _by_history(axes: Any, result: Mapping[str, Any]) -> None:
     groups = result["test"]["groups"]
     places = {group["from"]: place for place, group in enumerate(groups)}
-    lines = [(r, OTHERS[i % len(OTHERS)]) for i, r in enumerate(result.get("baselines", []))]
+    colours = _colours(result)
     ends = []
-    for report, colour in [*lines, (result["test"], MODEL)]:
-        ours = report is result["test"]
+    for report in [*result.get("baselines", []), result["test"]]:
+        ours, colour = report is result["test"], colours[report["name"]]
         known = [group for group in report.get("groups", []) if group["from"] in places]
         if not known:
             continue
@@ -124,7 +125,7 @@ def _by_history(axes: Any, result: Mapping[str, Any]) -> None:
             [places[g["from"]] for g in known], [g[METRIC] for g in known], marker="o", color=colour,
             markersize=5 if ours else 3.5, linewidth=2.2 if ours else 1.4,
         )  # fmt: skip
-        ends.append((known[-1][METRIC], report["name"], MODEL if ours else MUTED))
+        ends.append((known[-1][METRIC], report["name"], colour))
     _label_ends(axes, ends, len(groups) - 1)
     axes.set_xticks(range(len(groups)), [f"{_range(g)}\n{g['users']:,}" for g in groups])
     axes.set_ylim(bottom=0)
@@ -135,13 +136,18 @@ def _by_history(axes: Any, result: Mapping[str, Any]) -> None:
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], place: int) -> None:
     """Write each line's name at its end, moved up where names would run into each other."""
     axes.set_ylim(bottom=0)
-    gap, at = 0.055 * axes.get_ylim()[1], -1.0
+    gap, at = 0.06 * axes.get_ylim()[1], -1.0
     for value, name, colour in sorted(ends):
         at = max(value, at + gap)
         axes.annotate(
             name, (place, at), (8, 0), textcoords="offset points", va="center", fontsize=9, color=colour,
             fontweight="bold" if colour == MODEL else "normal", annotation_clip=False,
         )  # fmt: skip
+
+
+def _colours(result: Mapping[str, Any]) -> dict[str, str]:
+    others = {r["name"]: OTHERS[i % len(OTHERS)] for i, r in enumerate(result.get("baselines", []))}
+    return others | {result["test"]["name"]: MODEL}
 
 
 def _range(group: Mapping[str, Any]) -> str:
