@@ -32,7 +32,7 @@ def write_tiny(path: Path, *, users: int = 60, items: int = 30, seed: int = 0) -
     walks = [(generator.integers(items) + np.cumsum(generator.integers(0, 10, n) < 9)) % items for n in lengths]
     events = {
         "item": np.concatenate(walks).astype(np.int32),
-        "timestamp": np.concatenate([np.arange(n) * 3600 for n in lengths]).astype(np.int64),
+        "timestamp": np.concatenate([np.arange(n) // 2 * 3600 for n in lengths]).astype(np.int64),
     }
     return write_prepared(
         path,

@@ -68,7 +68,13 @@ def test_it_learns_what_follows_what(tiny: PreparedData, tiny_config: Configure,
 class TestResume:
     VARIANTS = (
         ("loss.kind=full", "optimiser.average_decay=0.9", "optimiser.decay=cosine"),
-        ("loss.kind=sampled", "loss.sampling=popularity", "loss.num_negatives=8", "batches.windows=random"),
+        (
+            "loss.kind=sampled",
+            "loss.sampling=popularity",
+            "loss.num_negatives=8",
+            "batches.windows=random",
+            "batches.shuffle_ties=true",
+        ),
         ("loss.kind=sampled", "loss.sampling=in-batch", "batches.batch_size=null", "batches.token_budget=90"),
     )
 

@@ -18,6 +18,7 @@ from longview.training.progress import Status, TrainingProgress, memory_in_use
 from longview.training.state import LoopState
 from longview.training.trainer import Trainer
 
+CHECKPOINT_SECONDS = 10.0  # short epochs share a checkpoint: what a kill can cost stays under this
 READ_EVERY = 25  # steps between looks at the losses on an accelerator, where each look waits for the device
 
 
@@ -59,6 +60,7 @@ class Loop:
         self._read_every = 1 if trainer.device.type == "cpu" else READ_EVERY
         self._last_metric: float | None = None
         self._norm = 0.0
+        self._saved = -math.inf  # when the last checkpoint was written
 
     def run(self) -> None:
         """Train until the epochs, the patience or the minutes are used up, or a signal asks to stop.
@@ -157,8 +159,11 @@ class Loop:
         if due or self._reason() is not None:  # the last epoch is always looked at
             record |= self._evaluate()
         state.epochs.append(record)
-        self.hooks.checkpoint()
-        state.stopped = self._reason()
+        reason = self._reason()
+        if reason is not None or time.perf_counter() - self._saved >= CHECKPOINT_SECONDS:
+            self.hooks.checkpoint()
+            self._saved = time.perf_counter()
+        state.stopped = reason
 
     def _evaluate(self) -> dict[str, float]:
         state, begin = self.state, time.perf_counter()

@@ -1,0 +1,60 @@
+"""Several seeds, one result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longview.data.dataset import PreparedData
+from longview.errors import InputError
+from longview.training import study
+from longview.training.config import RunConfig
+from longview.training.study import run_study
+
+Configure = Callable[..., RunConfig]
+
+
+def test_a_study_is_the_mean_of_its_seeds(tiny: PreparedData, tiny_config: Configure, tmp_path: Path) -> None:
+    result = run_study(tiny_config("loop.epochs=1"), tiny, tmp_path / "study", seeds=(3, 4), command="make it")
+    assert [entry["seed"] for entry in result["seeds"]] == [3, 4]
+    values = [entry["metrics"]["ndcg@10"] for entry in result["seeds"]]
+    assert values[0] != values[1]
+    assert result["mean"]["ndcg@10"] == pytest.approx(sum(values) / 2)
+    assert (result["command"], result["fingerprint"]) == ("make it", tiny.fingerprint)
+    assert (tmp_path / "study" / "study.json").exists()
+
+
+def test_a_study_cut_short_trains_only_what_is_missing(
+    tiny: PreparedData, tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("loop.epochs=1")
+    run_study(config, tiny, tmp_path / "study", seeds=(0,), command="")
+    trained: list[int] = []
+    real = study.train
+
+    def counted(config: RunConfig, *rest: Any, **options: Any) -> Any:
+        trained.append(config.loop.seed)
+        return real(config, *rest, **options)
+
+    monkeypatch.setattr(study, "train", counted)
+    run_study(config, tiny, tmp_path / "study", seeds=(0, 1), command="")
+    assert trained == [1]
+
+
+def test_runs_of_another_configuration_are_not_mixed_in(
+    tiny: PreparedData, tiny_config: Configure, tmp_path: Path
+) -> None:
+    run_study(tiny_config("loop.epochs=1"), tiny, tmp_path / "study", seeds=(0,), command="")
+    with pytest.raises(InputError, match="another configuration"):
+        run_study(tiny_config("loop.epochs=1", "model.dropout=0.4"), tiny, tmp_path / "study", seeds=(0,), command="")
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_must_be_there_and_differ(
+    tiny: PreparedData, tiny_config: Configure, tmp_path: Path, seeds: tuple[int, ...]
+) -> None:
+    with pytest.raises(InputError, match="seeds"):
+        run_study(tiny_config(), tiny, tmp_path / "study", seeds=seeds, command="")
