@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ def run_study(
     seeds: Sequence[int] = (0, 1, 2),
     command: str,
     device: str | torch.device = "cpu",
+    parallel: int = 1,
     progress: TrainingProgress | None = None,
 ) -> dict[str, Any]:
     """Train `config` once a seed under `out/seed-N`, and return what `evaluation.study.summarise` makes of the runs.
@@ -39,6 +42,7 @@ def run_study(
         seeds: at least one; three to quote a figure.
         command: what makes this study from a clean clone; recorded.
         device: where to train.
+        parallel: runs at a time, each in a process of its own (small models leave most of a GPU idle).
         progress: what to show; a fresh display a seed is the caller's choice.
 
     Raises:
@@ -47,17 +51,45 @@ def run_study(
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {list(seeds)}: give each seed once, and at least one")
     out = Path(out)
-    runs = []
+    pending = []
     for seed in seeds:
-        directory = out / f"seed-{seed}"
         chosen = config.model_copy(update={"loop": config.loop.model_copy(update={"seed": seed})})
-        if not _finished(directory, chosen, data):
-            resume = (directory / "config.json").exists()
-            train(chosen, data, directory, device=device, resume=resume, progress=progress)
-        runs.append(read_json(directory / "result.json"))
+        if not _finished(_directory(out, seed), chosen, data):
+            pending.append(chosen)
+    if parallel > 1 and len(pending) > 1:
+        _train_parallel(pending, data, out, str(device), parallel)
+    else:
+        for chosen in pending:
+            _train(chosen, data, out, device, progress)
+    runs = [read_json(_directory(out, seed) / "result.json") for seed in seeds]
     study = summarise(runs, command=command)
     write_json(out / "study.json", study)
     return study
+
+
+def _directory(out: Path, seed: int) -> Path:
+    return out / f"seed-{seed}"
+
+
+def _train(
+    config: RunConfig, data: PreparedData, out: Path, device: str | torch.device, progress: TrainingProgress | None
+) -> None:
+    directory = _directory(out, config.loop.seed)
+    resume = (directory / "config.json").exists()
+    train(config, data, directory, device=device, resume=resume, progress=progress)
+
+
+def _train_parallel(configs: Sequence[RunConfig], data: PreparedData, out: Path, device: str, parallel: int) -> None:
+    if data.path is None:
+        raise InputError("a parallel study needs a data set on disk: every process opens it for itself")
+    # Spawned, not forked: a forked process cannot use the GPU.
+    with ProcessPoolExecutor(parallel, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in [pool.submit(_train_in_process, config, data.path, out, device) for config in configs]:
+            done.result()
+
+
+def _train_in_process(config: RunConfig, data: Path, out: Path, device: str) -> None:
+    _train(config, PreparedData.open(data), out, device, None)
 
 
 def _finished(directory: Path, config: RunConfig, data: PreparedData) -> bool:
