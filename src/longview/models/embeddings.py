@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from longview.config import Config
 from longview.data.batches import JaggedBatch
+from longview.ops.dropout import dropout
 from longview.ops.jagged import positions_from_end, segment_ids
 
 LOG_BUCKET = 0.301  # width of a time bucket in natural-log units, as in HSTU's relative bias
@@ -46,7 +47,6 @@ class InputEmbedding(nn.Module):
         for table in (self.positions, self.time_gaps):
             if table is not None:
                 nn.init.trunc_normal_(table.weight, std=math.sqrt(1 / width), a=-1.0, b=1.0)
-        self.dropout = nn.Dropout(config.dropout)
         self.factor = math.sqrt(width) if config.scale else 1.0
 
     def forward(self, batch: JaggedBatch) -> Tensor:
@@ -59,7 +59,7 @@ class InputEmbedding(nn.Module):
             x_TD = x_TD + self.positions(positions_from_end(batch.offsets, batch.num_tokens))
         if self.time_gaps is not None and batch.timestamps is not None:
             x_TD = x_TD + self.time_gaps(self._gap_buckets(batch.timestamps, batch.offsets))
-        return self.dropout(x_TD)  # type: ignore[no-any-return]
+        return dropout(x_TD, self.config.dropout, self.training)
 
     def _gap_buckets(self, timestamps: Tensor, offsets: Tensor) -> Tensor:
         if self.config.time_gaps == "newest":

@@ -21,6 +21,7 @@ from longview.config import Config
 from longview.ops.attention import MaskSpec, semi_local_attention
 from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.newest import newest_row_attention
+from longview.ops.dropout import dropout
 
 EPSILON = 1e-6
 
@@ -108,7 +109,7 @@ class HSTULayer(nn.Module):
         """Return (B, width): the row that `forward` gives the newest event of each sequence, at O(T) cost."""
         newest = layout.offsets[1:] - 1
         normed = self.norm(x_TD)
-        weights, biases = self.uvqk.weight.split(self.sizes), self.uvqk.bias.split(self.sizes)
+        weights, biases = torch.split(self.uvqk.weight, self.sizes), torch.split(self.uvqk.bias, self.sizes)
         rows = normed[newest]
         u, q = (F.linear(rows, weights[i], biases[i]) for i in (0, 2))
         v, k = (F.linear(normed, weights[i], biases[i]) for i in (1, 3))
@@ -130,8 +131,8 @@ class HSTULayer(nn.Module):
     def _project(self, x_TD: Tensor) -> tuple[Tensor, ...]:
         uvqk = self.uvqk(self.norm(x_TD))
         if self.config.activation == "uvqk":
-            return F.silu(uvqk).split(self.sizes, dim=-1)
-        u, v, q, k = uvqk.split(self.sizes, dim=-1)
+            return torch.split(F.silu(uvqk), self.sizes, dim=-1)
+        u, v, q, k = torch.split(uvqk, self.sizes, dim=-1)
         return F.silu(u), v, q, k
 
     def _mix(self, a_THD: Tensor, u: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ class HSTULayer(nn.Module):
         gated = normed * u
         if self.config.output == "concat":
             gated = torch.cat([u, flat, gated], dim=-1)
-        return self.output(F.dropout(gated, self.dropout, self.training))  # type: ignore[no-any-return]
+        return self.output(dropout(gated, self.dropout, self.training))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], self.heads, -1)
