@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +22,9 @@ from torch.autograd.function import once_differentiable
 
 from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.mask import MaskSpec
-from longview.ops.attention.packing import Packing, packing_of
+from longview.ops.attention.packing import Packing, Rows, packing_of
 from longview.ops.attention.tile_bias import TileBias
 from longview.ops.attention.tiles import Block, Tile
-
-CACHED = 192 * 1024  # scores computed at once: with their gradients, about what two cores hold close by
 
 
 def banded_attention(
@@ -70,22 +68,12 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Part:
-    """Sequences of one shape: tensors (N, length, D), forward then gradients, and their timestamps."""
+    """Sequences of one shape: tensors (N, length, D), inputs then outputs, and their timestamps."""
 
     heads: int
     blocks: tuple[Block, ...]
     tensors: tuple[Tensor, ...]
     stamps: Tensor | None
-
-    def chunks(self) -> Iterator[_Part]:
-        """Cut into runs of sequences whose scores of a tile fit in the cache."""
-        widest = max(((t.stop - t.start) * (b.stop - b.start) for b in self.blocks for t in b.tiles), default=1)
-        size = max(CACHED // (widest * self.heads), 1)
-        count = self.tensors[0].shape[0] // self.heads
-        for at in range(0, count, size):
-            rows = slice(at * self.heads, (at + size) * self.heads)
-            stamps = None if self.stamps is None else self.stamps[at : at + size]
-            yield replace(self, tensors=tuple(x[rows] for x in self.tensors), stamps=stamps)
 
 
 class _Banded(torch.autograd.Function):
@@ -110,16 +98,15 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, position: Tensor | None, time: Tensor | None, settings: _Settings
 ) -> Tensor:
     work = _computed(q, k, v)
-    out = work[2].new_empty(v.shape)
+    out = _rows(work[2])
     bias = _tile_bias(position, time, settings.packing, work[0].dtype)
     scratch = _Scratch(work[0])
-    for part in _parts(settings, work, (out,)):
-        for chunk in part.chunks():
-            _forward_chunk(chunk, settings, bias, scratch)
-    return out.to(v.dtype)
+    for part in _parts(settings, work, (out,), scratch):
+        _forward_part(part, settings, bias, scratch)
+    return out[:-1].view(v.shape).to(v.dtype)
 
 
-def _forward_chunk(part: _Part, settings: _Settings, bias: TileBias | None, scratch: _Scratch) -> None:
+def _forward_part(part: _Part, settings: _Settings, bias: TileBias | None, scratch: _Scratch) -> None:
     q, k, v, out = part.tensors
     for block in part.blocks:
         q_NRD = q[:, block.start : block.stop]
@@ -128,38 +115,34 @@ def _forward_chunk(part: _Part, settings: _Settings, bias: TileBias | None, scra
             z_NRC, _ = _scores(part, q_NRD, k, block, tile, settings, bias, scratch)
             weight_NRC = _masked(torch.ops.aten.silu_(z_NRC), tile)
             v_NCD = v[:, tile.start : tile.stop]
-            if number == 0:
-                torch.bmm(weight_NRC, v_NCD, out=sum_NRD)
-            else:
-                sum_NRD.baddbmm_(weight_NRC, v_NCD)
-        target = out[:, block.start : block.stop]
+            sum_NRD.baddbmm_(weight_NRC, v_NCD, beta=min(number, 1), alpha=settings.scale)
         if block.tiles:
-            torch.mul(sum_NRD, settings.scale, out=target)
-        else:
-            target.zero_()
+            out[:, block.start : block.stop].copy_(sum_NRD)
 
 
 def _backward(saved: tuple[Tensor | None, ...], d_out: Tensor, settings: _Settings) -> tuple[Tensor | None, ...]:
     q, k, v, position, time = saved
-    assert q is not None and k is not None and v is not None
+    assert q is not None
+    assert k is not None
+    assert v is not None
     work = _computed(q, k, v, d_out)
-    gradients = tuple(torch.zeros(x.shape, dtype=work[0].dtype) for x in (q, k, v))
+    gradients = tuple(_rows(x) for x in work[:3])
     bias = _tile_bias(position, time, settings.packing, work[0].dtype)
     scratch = _Scratch(work[0])
-    for part in _parts(settings, work, gradients):
-        for chunk in part.chunks():
-            _backward_chunk(chunk, settings, bias, scratch)
+    for part in _parts(settings, work, gradients, scratch):
+        _backward_part(part, settings, bias, scratch)
     d_position, d_time = (None, None) if bias is None else bias.gradients()
-    found = (*gradients, d_position, d_time)
+    found = (*(g[:-1].view(x.shape) for g, x in zip(gradients, work, strict=False)), d_position, d_time)
     return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in zip(found, saved, strict=True))
 
 
-def _backward_chunk(part: _Part, settings: _Settings, bias: TileBias | None, scratch: _Scratch) -> None:
+def _backward_part(part: _Part, settings: _Settings, bias: TileBias | None, scratch: _Scratch) -> None:
     q, k, v, d_out, d_q, d_k, d_v = part.tensors
     for block in part.blocks:
         rows = slice(block.start, block.stop)
         q_NRD, d_out_NRD = q[:, rows], d_out[:, rows]
-        for tile in block.tiles:
+        sum_NRD = scratch.take("sum", q_NRD.shape)
+        for number, tile in enumerate(block.tiles):
             columns = slice(tile.start, tile.stop)
             k_NCD, v_NCD = k[:, columns], v[:, columns]
             z_NRC, bucket = _scores(part, q_NRD, k, block, tile, settings, bias, scratch)
@@ -177,30 +160,40 @@ def _backward_chunk(part: _Part, settings: _Settings, bias: TileBias | None, scr
             part_NCD = scratch.take("part", k_NCD.shape)
             torch.bmm(d_z_NRC.mT, q_NRD, out=part_NCD)
             d_k[:, columns].add_(part_NCD, alpha=settings.alpha)
-            part_NRD = scratch.take("part", q_NRD.shape)
-            torch.bmm(d_z_NRC, k_NCD, out=part_NRD)
-            d_q[:, rows].add_(part_NRD, alpha=settings.alpha)
+            sum_NRD.baddbmm_(d_z_NRC, k_NCD, beta=min(number, 1), alpha=settings.alpha)
+        if block.tiles:
+            d_q[:, rows].copy_(sum_NRD)
 
 
-def _parts(settings: _Settings, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Iterator[_Part]:
-    """Yield what there is to compute; what is written to the parts is in `outputs` once all are taken."""
-    packing, heads = settings.packing, inputs[0].shape[1]
-    if packing.groups:
-        packed = [packing.pack(x) for x in inputs] + [x.new_zeros(packing.rows, x.shape[2]) for x in outputs]
-        for group in packing.groups:
-            stop = group.start + group.count * heads * group.length
-            tensors = tuple(x[group.start : stop].view(-1, group.length, x.shape[1]) for x in packed)
-            stamps = None
-            if settings.stamps is not None:
-                tokens = packing.source[group.start : stop].view(group.count, heads, group.length)[:, 0] // heads
-                stamps = settings.stamps[tokens]
-            yield _Part(heads, group.blocks, tensors, stamps)
-        for result, out in zip(packed[len(inputs) :], outputs, strict=True):
-            packing.unpack(result, out)
-    for long in packing.longs:
-        tensors = tuple(x[long.start : long.stop].transpose(0, 1) for x in (*inputs, *outputs))
+def _parts(
+    settings: _Settings, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], scratch: _Scratch
+) -> Iterator[_Part]:
+    """Yield what there is to compute; what is added to the parts' outputs (zero before) is in `outputs` at the end.
+
+    `outputs` are rows (T x heads + 1, D), uninitialised: the last one takes what vacant rows leave.
+    """
+    total, heads = inputs[0].shape[:2]
+    views = [Rows.of(x) for x in inputs]
+    for chunk in settings.packing.chunks:
+        rows = chunk.token.numel()
+        given = [chunk.gather(x, scratch.take(f"in {i}", (rows, x.matrix.shape[1]))) for i, x in enumerate(views)]
+        made = [scratch.take(f"out {i}", (rows, x.shape[1])).zero_() for i, x in enumerate(outputs)]
+        stamps = None if settings.stamps is None else settings.stamps[chunk.tokens]
+        yield _Part(heads, chunk.blocks, (*given, *(x.view(-1, chunk.length, x.shape[1]) for x in made)), stamps)
+        for result, out in zip(made, outputs, strict=True):
+            out.index_copy_(0, chunk.target, result)
+    tensors = (*inputs, *(x[:-1].view(total, heads, x.shape[1]) for x in outputs))
+    for long in settings.packing.longs:
         stamps = None if settings.stamps is None else settings.stamps[None, long.start : long.stop]
-        yield _Part(heads, long.blocks, tensors, stamps)
+        own = [x[long.start : long.stop].transpose(0, 1) for x in tensors]
+        for x in own[len(inputs) :]:
+            x.zero_()
+        yield _Part(heads, long.blocks, tuple(own), stamps)
+
+
+def _rows(x_THD: Tensor) -> Tensor:
+    """Return uninitialised rows (T x heads + 1, D)."""
+    return x_THD.new_empty(x_THD.shape[0] * x_THD.shape[1] + 1, x_THD.shape[2])
 
 
 def _scores(
@@ -222,7 +215,8 @@ def _scores(
 
 def _masked(x_NRC: Tensor, tile: Tile) -> Tensor:
     for edge in tile.edges:
-        x_NRC[:, :, edge.start : edge.stop] *= edge.keep.to(x_NRC.dtype)
+        keep = edge.keep if edge.keep.dtype == x_NRC.dtype else edge.keep.to(x_NRC.dtype)
+        x_NRC[:, :, edge.start : edge.stop].mul_(keep)
     return x_NRC
 
 
@@ -233,8 +227,7 @@ def _by_head(x_NRC: Tensor, heads: int) -> Tensor:
 def _tile_bias(position: Tensor | None, time: Tensor | None, packing: Packing, dtype: torch.dtype) -> TileBias | None:
     if position is None and time is None:
         return None
-    longest = max([g.length for g in packing.groups] + [long.stop - long.start for long in packing.longs], default=1)
-    return TileBias(position, time, longest, dtype)
+    return TileBias(position, time, packing.longest, dtype)
 
 
 def _computed(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -32,7 +32,7 @@ class RelativeBias:
     def buckets(self, difference: Tensor) -> Tensor:
         """Return the time bucket of each (signed) time difference, int64, of the same shape."""
         assert self.time is not None
-        return time_buckets(difference, self.time.shape[1])
+        return time_buckets(difference, self.time.shape[1]).long()
 
     def block(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return the bias (heads, num_rows, num_columns) between tokens of one sequence.
@@ -53,14 +53,15 @@ class RelativeBias:
 
 
 def time_buckets(difference: Tensor, num_buckets: int) -> Tensor:
-    """Return floor(ln(max(|difference|, 1)) / 0.301), at most `num_buckets - 1`, as int64.
+    """Return floor(ln(max(|difference|, 1)) / 0.301), at most `num_buckets - 1`, as int32.
 
     Example:
         >>> time_buckets(torch.tensor([0, 1, 2, -60, 86400]), 64).tolist()
         [0, 0, 2, 13, 37]
     """
-    logarithm = difference.abs().clamp(min=1).float().log_()
-    return logarithm.div_(BUCKET_WIDTH).floor_().clamp_(max=num_buckets - 1).long()
+    # Differences are whole numbers before they are rounded to float32; then as few passes as can be.
+    logarithm = difference.to(torch.float32, copy=True).abs_().clamp_(min=1).log_()
+    return logarithm.mul_(1 / BUCKET_WIDTH).clamp_(max=num_buckets - 1).int()
 
 
 def _look_up(table: Tensor, index: Tensor) -> Tensor:

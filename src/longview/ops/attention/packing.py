@@ -1,9 +1,9 @@
 """How the CPU path lays a jagged batch out: sequences of one shape side by side, so that one product serves all.
 
-Short sequences are copied into groups `(sequences x heads, padded length, dimension)`; the padded length follows
-from the sequence alone, so the shapes it meets, and with them its bits, do not depend on its company. Long ones
-are worked on one by one, in place. Padded rows are zeros: a zero value adds nothing to any sum, so keys need no
-mask, and the rows of padded queries are dropped.
+Short sequences are copied into chunks `(sequences x heads, padded length, dimension)` that stay in cache; the
+padded length follows from the sequence alone, so the shapes it meets, and with them its bits, do not depend on its
+company. Long ones are worked on one by one, in place. Padded rows are zeros: a zero value adds nothing to any sum,
+so padded keys need no mask, and the rows of padded queries are dropped.
 """
 
 from __future__ import annotations
@@ -21,18 +21,26 @@ from longview.ops.attention.tiles import Block, blocks_of, newest_rows
 
 LONG = 512  # tokens; a longer sequence fills the machine by itself
 BUCKET = 32  # short histories are padded to a multiple of this
+CACHED = 256 * 1024  # scores of a chunk's widest tile: with their gradients, about what a core or two hold close by
 
 Lengths = tuple[int, int, int]  # context, history, targets
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """`count` sequences of one padded shape, at rows `start:start + count * heads * length` of the packed buffer."""
+class Rows:
+    """A view of (T, heads, D) as a matrix of rows; row `token * ratio + head` holds a head of a token."""
 
-    start: int
-    count: int
-    length: int
-    blocks: tuple[Block, ...]
+    matrix: Tensor
+    ratio: int
+
+    @classmethod
+    def of(cls, x_THD: Tensor) -> Rows:
+        """View `x_THD`; only where its heads do not lie side by side, as slices of one projection do, copy it."""
+        tokens, heads, dim = x_THD.shape
+        ratio, rest = divmod(x_THD.stride(0), dim)
+        if tokens == 0 or rest or x_THD.stride()[1:] != (dim, 1):
+            return cls(x_THD.reshape(-1, dim), heads)
+        return cls(x_THD.as_strided(((tokens - 1) * ratio + heads, dim), (dim, 1)), ratio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,89 +53,87 @@ class Long:
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
-    """The layout of one batch.
+class Chunk:
+    """Short sequences of one padded length, copied to `(count x heads, length, D)`.
 
     Attributes:
-        groups, longs: what there is to compute.
-        rows: rows of the packed buffer of all groups, each one token of one head.
-        source: (rows,) int64, the (token x heads + head) that a packed row holds; anything at padded rows.
-        vacant: int64, the packed rows that hold no token.
-        tokens: int64, the tokens of all groups in batch order, or None where that is all tokens.
-        packed: (tokens x heads,) int64, the packed row of each of them.
+        token, head: (count * heads * length,) int64, what each copied row holds; a vacant row repeats some token.
+        vacant: int64, the rows that hold no token.
+        target: (count * heads * length,) int64, token * heads + head of each row; one past the last if vacant.
+        tokens: (count, length) int64, the token of each position.
     """
 
-    groups: tuple[Group, ...]
-    longs: tuple[Long, ...]
-    rows: int
-    source: Tensor
+    length: int
+    blocks: tuple[Block, ...]
+    token: Tensor
+    head: Tensor
     vacant: Tensor
-    tokens: Tensor | None
-    packed: Tensor
+    target: Tensor
+    tokens: Tensor
 
-    def pack(self, x_THD: Tensor) -> Tensor:
-        """Return the packed buffer (rows, D) of tokens (T, heads, D), zeros at padded rows."""
-        flat = x_THD.reshape(-1, x_THD.shape[2])
-        return flat.index_select(0, self.source).index_fill_(0, self.vacant, 0)
+    def gather(self, rows: Rows, out: Tensor) -> Tensor:
+        """Copy this chunk's rows to `out` (rows, D) and return it as (count x heads, length, D)."""
+        index = self.token * rows.ratio + self.head
+        torch.index_select(rows.matrix, 0, index, out=out)
+        return out.index_fill_(0, self.vacant, 0).view(-1, self.length, out.shape[1])
 
-    def unpack(self, packed: Tensor, out_THD: Tensor) -> None:
-        """Write the packed rows (rows, D) to their tokens in `out_THD` (T, heads, D), which is contiguous."""
-        if self.tokens is None:
-            torch.index_select(packed, 0, self.packed, out=out_THD.view(-1, packed.shape[1]))
-        else:
-            rows = packed.index_select(0, self.packed)
-            out_THD.index_copy_(0, self.tokens, rows.view(-1, *out_THD.shape[1:]))
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The layout of one batch."""
+
+    chunks: tuple[Chunk, ...]
+    longs: tuple[Long, ...]
+    longest: int
 
 
 @lru_cache(maxsize=8)
 def packing_of(mask: MaskSpec, sequences: tuple[Lengths, ...], heads: int, exact: bool) -> Packing:
     """Lay out sequences of the given lengths. `exact` keeps every token at its own distance (for a bias)."""
     longs: list[Long] = []
-    members: dict[Lengths, list[int]] = defaultdict(list)
-    starts, token = [], 0
-    for at, (c, h, t) in enumerate(sequences):
-        starts.append(token)
-        token += c + h + t
-        if c + h + t > LONG:
-            longs.append(Long(starts[at], token, blocks_of(mask, c, h, t)))
-        elif c + h + t:
-            members[c, padded_history(mask, c, h, t, exact), t].append(at)
-    groups, row = [], 0
-    first_row, length, shift = ([0] * len(sequences) for _ in range(3))
-    for padded, indices in members.items():
-        groups.append(Group(row, len(indices), sum(padded), blocks_of(mask, *padded)))
-        for at in indices:
-            first_row[at], length[at], shift[at] = row, sum(padded), padded[1] - sequences[at][1]
-            row += heads * sum(padded)
-    tokens, packed = _rows_of_tokens(sequences, (starts, first_row, length, shift), heads)
-    source = torch.full((row,), -1)
-    source[packed] = (tokens[:, None] * heads + torch.arange(heads)).flatten()
-    vacant = (source < 0).nonzero()[:, 0]
-    everything = tokens.numel() == token
-    return Packing(
-        tuple(groups), tuple(longs), row, source.clamp_(min=0), vacant, None if everything else tokens, packed
-    )
-
-
-def _rows_of_tokens(sequences: Sequence[Lengths], layout: tuple[list[int], ...], heads: int) -> tuple[Tensor, Tensor]:
-    """Return the tokens of the groups, and (tokens x heads,) the packed row of each: history is padded behind,
-    so targets (and nothing else) move by `shift`."""
-    start, first_row, length, shift = (torch.tensor(values, dtype=torch.int64) for values in layout)
-    size = torch.tensor([sum(lengths) for lengths in sequences], dtype=torch.int64)
-    before_targets = torch.tensor([c + h for c, h, _ in sequences], dtype=torch.int64)
-    size = torch.where(length > 0, size, 0)  # long sequences have no row
-    sequence = torch.repeat_interleave(size)
-    position = torch.arange(sequence.numel()) - (size.cumsum(0) - size)[sequence]
-    moved = position + torch.where(position >= before_targets[sequence], shift[sequence], 0)
-    packed = (first_row[sequence] + moved)[:, None] + length[sequence, None] * torch.arange(heads)
-    return start[sequence] + position, packed.flatten()
+    members: dict[Lengths, list[tuple[int, Lengths]]] = defaultdict(list)
+    token = 0
+    for c, h, t in sequences:
+        size = c + h + t
+        if size > LONG:
+            longs.append(Long(token, token + size, blocks_of(mask, c, h, t)))
+        elif size:
+            members[c, padded_history(mask, c, h, t, exact), t].append((token, (c, h, t)))
+        token += size
+    chunks = []
+    for padded, group in members.items():
+        blocks = blocks_of(mask, *padded)
+        widest = max(((t.stop - t.start) * (b.stop - b.start) for b in blocks for t in b.tiles), default=1)
+        step = max(CACHED // (widest * heads), 1)
+        chunks += [_chunk(group[at : at + step], padded, blocks, heads, token) for at in range(0, len(group), step)]
+    longest = max([x.length for x in chunks] + [x.stop - x.start for x in longs], default=1)
+    return Packing(tuple(chunks), tuple(longs), longest)
 
 
 def padded_history(mask: MaskSpec, c: int, h: int, t: int, exact: bool) -> int:
     """Return the history length that stands in for `h`: the next multiple of `BUCKET` where the mask of the real
     rows is the same there, `h` itself where it is not."""
     padded = -(-h // BUCKET) * BUCKET
-    newest_rows_differ = newest_rows(mask, padded) > 0
     reach = mask.target_reach
     targets_differ = t > 0 and (exact or (reach is not None and padded >= reach))
-    return h if newest_rows_differ or targets_differ else padded
+    return h if newest_rows(mask, padded) or targets_differ else padded
+
+
+def _chunk(
+    group: Sequence[tuple[int, Lengths]], padded: Lengths, blocks: tuple[Block, ...], heads: int, total: int
+) -> Chunk:
+    count, length = len(group), sum(padded)
+    start = torch.tensor([token for token, _ in group])[:, None]
+    history = torch.tensor([h for _, (_, h, _) in group])[:, None]
+    position = torch.arange(length)[None, :]  # of the padded sequence: history is padded behind, targets move up
+    is_target = position >= padded[0] + padded[1]
+    vacant = ~is_target & (position >= padded[0] + history)
+    tokens = start + torch.where(is_target, position - (padded[1] - history), position)
+    tokens = torch.where(vacant, start, tokens)
+    head = torch.arange(heads)[None, :, None].expand(count, heads, length)
+    token = tokens[:, None, :].expand_as(head)
+    empty = vacant[:, None, :].expand_as(head)
+    target = torch.where(empty, total * heads, token * heads + head)
+    return Chunk(
+        length, blocks, token.flatten(), head.flatten(), empty.flatten().nonzero()[:, 0], target.flatten(), tokens
+    )
