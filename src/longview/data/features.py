@@ -61,6 +61,8 @@ def read_features(
     id_column = id_column or source.names[0]
     frame = pl.DataFrame(pl.from_arrow(source.table(text=(id_column,))))
     frame = frame.with_columns(as_text(frame[id_column]).alias(id_column))
+    if not len(frame):
+        raise InputError(f"{path}: there is a header but no rows")
     if frame[id_column].has_nulls():
         row = int(frame[id_column].is_null().arg_max() or 0) + 1
         raise InputError(f"{path}: row {row:,}: column {id_column!r} is empty; every {kind} needs its id")
@@ -100,7 +102,7 @@ def _item_columns(
 def _shape(frame: pl.DataFrame, id_column: str, renamed: dict[str, str], sequences: set[str]) -> pl.DataFrame:
     import polars as pl
 
-    columns = [frame[id_column].alias("id")]
+    columns, taken = [frame[id_column].alias("id")], {"id", *RESERVED, *renamed.values()}
     for name in frame.columns:
         if name == id_column:
             continue
@@ -114,8 +116,7 @@ def _shape(frame: pl.DataFrame, id_column: str, renamed: dict[str, str], sequenc
         if new == "category" and values.dtype != pl.List:
             values = as_text(values).reshape((-1, 1)).arr.to_list() if len(values) else values
             values = pl.select(pl.when(values.list.first().is_not_null()).then(values)).to_series()
-        taken = {column.name for column in columns} | {*RESERVED}
-        columns.append(values.alias(f"{new}_feature" if new in taken else new))
+        columns.append(values.alias(f"{new}_feature" if name not in renamed and name in taken else new))
     shaped = pl.DataFrame(columns)
     if "title" in shaped.columns and "year" not in shaped.columns:
         year = shaped["title"].str.extract(YEAR).cast(pl.Int32)

@@ -199,6 +199,11 @@ class TextFile:
                     pass
         except (pa.ArrowInvalid, OSError):
             pass
+        if "straddl" in str(error):
+            return InputError(
+                f"{self.path}: a value is longer than {BLOCK_BYTES >> 20} MiB: probably a double quote left open, so "
+                "that all that follows is read as one value"
+            )
         if not found:
             return InputError(f"{self.path}: cannot be read as delimited text: {error}")
         row = found[0]

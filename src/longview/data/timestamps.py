@@ -188,7 +188,7 @@ def iso_datetimes(text: pl.Series) -> pl.Series:
     """
     import polars as pl
 
-    plain = text.str.strip_chars().str.replace("T", " ", literal=True).str.replace_all("/", "-", literal=True)
+    plain = text.str.strip_chars().str.replace(r"(\d)T(\d)", "$1 $2").str.replace_all("/", "-", literal=True)
     frame = pl.DataFrame({"clock": plain, "minutes": pl.Series([0], dtype=pl.Int64).new_from_index(0, len(plain))})
     if plain.str.contains(ZONE).any():
         groups = plain.str.extract_groups(ZONE).struct
