@@ -303,3 +303,17 @@ def test_tensorboard_gets_the_numbers(tiny: PreparedData, tiny_config: Configure
     files = list((tmp_path / "run" / "tensorboard").iterdir())
     assert files
     assert b"epoch/loss" in files[0].read_bytes()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_gpu_trains_resumes_and_its_model_loads_on_a_cpu(
+    tiny: PreparedData, tiny_config: Configure, tmp_path: Path, precision: str
+) -> None:
+    config = tiny_config("loss.kind=sampled", "loop.epochs=20", f"loop.precision={precision}")
+    with pytest.raises(InterruptedRunError):
+        train(config, tiny, tmp_path / "run", device="cuda", progress=SignalAt(1))
+    result = train(config, tiny, tmp_path / "run", device="cuda", resume=True)
+    assert result.test.metrics["hr@5"] > 0.8
+    on_cpu = evaluate(load_model(tmp_path / "run").model, tiny, "test", resamples=0)
+    assert on_cpu.metrics["ndcg@10"] == pytest.approx(result.test.metrics["ndcg@10"], abs=0.02)

@@ -19,7 +19,7 @@ from longview.training.state import LoopState
 from longview.training.trainer import Trainer
 
 CHECKPOINT_SECONDS = 10.0  # short epochs share a checkpoint: what a kill can cost stays under this
-READ_EVERY = 25  # steps between looks at the losses on an accelerator, where each look waits for the device
+READ_EVERY = 20  # steps between looks at the losses on an accelerator, where each look waits for the device
 
 
 class DivergenceError(LongviewError):

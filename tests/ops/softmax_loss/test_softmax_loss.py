@@ -205,6 +205,31 @@ class TestBoth:
         assert (loss.dtype, grad_queries.dtype, grad_items.dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
 
     @pytest.mark.parametrize("kind", ["full", "sampled"])
+    def test_backward_can_be_repeated_and_scales(self, kind: str) -> None:
+        queries, items, targets = problem()
+        rest = (targets,) if kind == "full" else (targets, negatives_of(2, 17))
+        ours: Loss = full_softmax_loss if kind == "full" else sampled_softmax_loss
+        loss = ours(queries, items, *rest)
+        once = torch.autograd.grad(loss, (queries, items), retain_graph=True)
+        twice = torch.autograd.grad(2 * loss, (queries, items))
+        for a, b in zip(once, twice, strict=True):
+            torch.testing.assert_close(2 * a, b)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("kind", ["full", "sampled"])
+    def test_a_gpu_computes_the_same(self, kind: str, dtype: torch.dtype) -> None:
+        queries, items, targets = problem(700, 300, 64, scale=0.3, dtype=torch.float32)
+        rest = (targets,) if kind == "full" else (targets, negatives_of(3, 300, 50))
+        ours: Loss = full_softmax_loss if kind == "full" else sampled_softmax_loss
+        expected = value_and_gradients(ours, queries, items, *rest)
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = value_and_gradients(ours, queries.cuda(), items.cuda(), *(x.cuda() for x in rest))
+        allowed = 1e-5 if dtype == torch.float32 else 0.02
+        for a, b in zip(found, expected, strict=True):
+            assert (a.cpu() - b).norm() <= allowed * b.norm()
+
+    @pytest.mark.parametrize("kind", ["full", "sampled"])
     def test_a_second_derivative_is_refused(self, kind: str) -> None:
         queries, items, targets = problem()
         if kind == "full":

@@ -49,20 +49,26 @@ class SampledSoftmaxLoss(torch.autograd.Function):
         with torch.autocast(queries.device.type, enabled=False):
             sweep = _Sweep(queries, items, targets, sample, dtype, 1 / temperature)
             loss = sweep.run(block, any(ctx.needs_input_grad[:2]))
-            grads = sweep.gradients() if any(ctx.needs_input_grad[:2]) else (None, None)
-        ctx.save_for_backward(
-            *(
-                grad.to(given.dtype) if grad is not None and needed else None
-                for grad, given, needed in zip(grads, (queries, items), ctx.needs_input_grad, strict=False)
-            )
-        )
+            if any(ctx.needs_input_grad[:2]):
+                ctx.save_for_backward(*sweep.gradients(), targets, sample.negatives)
+        ctx.like = queries.dtype, items.dtype, items.shape
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        scaled = [None if saved is None else saved * grads[0].to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        grad_queries, grad_targets, grad_negatives, targets, negatives = ctx.saved_tensors
+        query_dtype, item_dtype, shape = ctx.like
+        found: list[Tensor | None] = [None, None]
+        if ctx.needs_input_grad[0]:
+            found[0] = (grad_queries * grads[0]).to(query_dtype)
+        if ctx.needs_input_grad[1]:
+            # The table's gradient is made here, once: a pass over a large table costs more than the loss.
+            table = grad_targets.new_zeros(shape)
+            table.index_add_(0, targets, grad_targets * grads[0])
+            table.index_add_(0, negatives.flatten(), grad_negatives * grads[0])
+            found[1] = table.to(item_dtype)
+        return (*found, None, None, None, None)
 
 
 class _Sweep:
@@ -72,8 +78,8 @@ class _Sweep:
         self, queries: Tensor, items: Tensor, targets: Tensor, sample: Sample, dtype: torch.dtype, scale: float
     ) -> None:
         self.num_queries, width = queries.shape
-        self.num_items, self.scale, self.low, self.wide = len(items), scale, dtype, accumulation_dtype(dtype)
-        self.sample, self.targets = sample, targets
+        self.scale, self.low, self.wide = scale, dtype, accumulation_dtype(dtype)
+        self.sample = sample
         groups, num_negatives = sample.negatives.shape
         self.padding = -self.num_queries % groups
         grouped = (groups, (self.num_queries + self.padding) // groups)
@@ -136,12 +142,10 @@ class _Sweep:
         self.grad_Gsd[group, row] = product(exp, negative).mul_(inverse)
         self.grad_negative_Gmd[group] += product(exp.mT, (query * inverse).to(self.low))
 
-    def gradients(self) -> tuple[Tensor, Tensor]:
-        """Return the gradients of queries (n, d) and items (num_items, d)."""
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of the queries and target rows, (n, d) each, and of the negatives' rows, (G m, d)."""
         n, width = self.num_queries, self.query_Gsd.shape[-1]
         weight = self.target_weight_Gs.unsqueeze(-1)
         grad_queries = self.grad_Gsd.addcmul_(self.target_Gsd, weight).mul_(self.scale).view(-1, width)[:n]
-        grad_items = self.query_Gsd.new_zeros(self.num_items, width)
-        grad_items.index_add_(0, self.targets, (self.query_Gsd * weight).view(-1, width)[:n])
-        grad_items.index_add_(0, self.sample.negatives.flatten(), self.grad_negative_Gmd.view(-1, width))
-        return grad_queries, grad_items
+        grad_targets = (self.query_Gsd * weight).view(-1, width)[:n]
+        return grad_queries, grad_targets, self.grad_negative_Gmd.view(-1, width)
