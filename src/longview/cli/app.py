@@ -20,6 +20,7 @@ from longview.cli.prepare import prepare_command
 from longview.cli.recommend import recommend_command
 from longview.cli.similar import similar_command
 from longview.cli.simulate import simulate_command
+from longview.cli.study import study_command
 from longview.cli.train import train_command
 from longview.errors import LongviewError
 
@@ -89,6 +90,7 @@ for name, command, summary in (
     ("recommend", recommend_command, "What to show to whom"),
     ("similar", similar_command, "The items nearest to an item"),
     ("simulate", simulate_command, "Write a simulated log"),
+    ("study", study_command, "One configuration, several seeds, one result"),
     ("config", config_command, "Presets and all of their settings"),
     ("doctor", doctor_command, "What this machine offers and uses"),
 ):

@@ -100,7 +100,7 @@ class Loop:
             if every and state.total_steps % every == 0 and state.step < steps:
                 self._read()
                 self.hooks.checkpoint()
-        self._read()
+        self._show(steps)
 
     def _step(self, batch: JaggedBatch, steps: int) -> None:
         state = self.state
@@ -109,6 +109,10 @@ class Loop:
         state.step += 1
         state.total_steps += 1
         if len(self._unread) >= self._read_every:
+            self._show(steps)
+
+    def _show(self, steps: int) -> None:
+        if self._unread:
             self._read()
             self.progress.step(self._status(steps))
 
