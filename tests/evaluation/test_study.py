@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from longview.data.dataset import PreparedData
 from longview.errors import InputError
-from longview.evaluation.study import summarise
+from longview.evaluation.study import baseline_studies, summarise
+from longview.evaluation.tables import REQUIRED
 
 
 def run(seed: int, hr: float, **changes: Any) -> dict[str, Any]:
@@ -65,3 +67,13 @@ def test_one_seed_has_no_deviation() -> None:
 def test_runs_that_do_not_belong_together_are_refused(runs: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(InputError, match=message):
         summarise(runs, command="c")
+
+
+def test_baselines_have_the_same_format(random_data: PreparedData) -> None:
+    studies = baseline_studies(random_data, command="c", names=["popularity", "popularity-7d", "item-knn"])
+    assert [study["name"] for study in studies] == ["popularity", "item-knn"]
+    for study in studies:
+        assert set(REQUIRED) <= set(study)
+        assert study["mean"] == study["seeds"][0]["metrics"]
+        assert study["baseline"]
+    assert json.loads(json.dumps(studies)) == studies

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from longview.data.dataset import PreparedData
 from longview.errors import InputError
-from longview.evaluation.report import Report
+from longview.evaluation.baselines import evaluate_baselines
+from longview.evaluation.environment import environment
+from longview.models.baselines import BASELINES
 
 
 def summarise(runs: Sequence[Mapping[str, Any]], *, command: str, name: str | None = None) -> dict[str, Any]:
@@ -47,19 +50,36 @@ def summarise(runs: Sequence[Mapping[str, Any]], *, command: str, name: str | No
     }
 
 
-def summarise_baseline(report: Report, *, fit_seconds: float, environment: Mapping[str, Any], command: str) -> Any:
-    """Return the report of a baseline, which has no seed to vary, in the format of `summarise`."""
-    entry = {"seed": None, "metrics": report.metrics, "intervals": report.to_dict()["intervals"]}
-    return {
-        "name": report.name,
-        **_setting(report.to_dict()),
-        "baseline": True,
-        "config": {},
-        "seeds": [entry | {"validation_metrics": None, "epochs": None, "seconds": fit_seconds}],
-        **_moments([report.metrics]),
-        "environment": dict(environment),
-        "command": command,
-    }
+def baseline_studies(
+    data: PreparedData, *, command: str, names: Sequence[str] = tuple(BASELINES)
+) -> list[dict[str, Any]]:
+    """Evaluate the baselines on test and return each in the format of `summarise`; they have no seed to vary.
+
+    Baselines that the data rules out are left out.
+    """
+    results, here = evaluate_baselines(data, "test", names=names), environment()
+    return [
+        {
+            "name": report.name,
+            **_setting(report.to_dict()),
+            "baseline": True,
+            "config": {},
+            "seeds": [
+                {
+                    "seed": None,
+                    "metrics": report.metrics,
+                    "intervals": report.to_dict()["intervals"],
+                    "validation_metrics": None,
+                    "epochs": None,
+                    "seconds": results.fit_seconds[report.name],
+                }
+            ],
+            **_moments([report.metrics]),
+            "environment": here,
+            "command": command,
+        }
+        for report in results.reports
+    ]
 
 
 def _setting(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,22 +60,21 @@ def load_results(directory: Path) -> list[dict[str, Any]]:
 
 
 def tables(studies: Sequence[Mapping[str, Any]]) -> str:
-    """Return the Markdown of all tables: one a data set and split that has a study, published rows included.
+    """Return the Markdown of all tables: one a data set that has a study, published rows included.
+
+    A data set is known by its fingerprint, which covers its split: names are free, contents are not.
 
     Raises:
-        InputError: studies of one data set and split have different fingerprints.
+        InputError: studies of the same data set name and split have different fingerprints.
     """
-    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    _check(studies)
+    known = {section["fingerprint"]: section for section in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))}
+    found = dict.fromkeys(study["fingerprint"] for study in studies)
     parts = []
-    known = {(p["dataset"], p["split"]): p for p in published}
-    keys = [*known, *dict.fromkeys(k for k in map(_key, studies) if k not in known)]
-    for key in keys:
-        ours = [study for study in studies if _key(study) == key]
-        if not ours:
-            continue
-        _check(key, ours)
-        section = known.get(key, {"title": f"{key[0]}, {key[1]}", "rows": []})
-        parts.append(_table(section, ours))
+    for fingerprint in [*(f for f in known if f in found), *(f for f in found if f not in known)]:
+        ours = [study for study in studies if study["fingerprint"] == fingerprint]
+        unpublished = {"title": f"{ours[0]['dataset']}, {ours[0]['split']}", "rows": []}
+        parts.append(_table(known.get(fingerprint, unpublished), ours))
     return "\n\n".join(parts) if parts else "_No results yet._"
 
 
@@ -110,11 +109,10 @@ def _published(row: Mapping[str, Any]) -> str:
     return f"| _{row['name']}_ | {row['hr']:.4f} | {row['ndcg']:.4f} |  | {row['source']} |"
 
 
-def _key(study: Mapping[str, Any]) -> tuple[str, str]:
-    return study["dataset"], study["split"]
-
-
-def _check(key: tuple[str, str], studies: Sequence[Mapping[str, Any]]) -> None:
-    if len({study["fingerprint"] for study in studies}) > 1:
-        found = ", ".join(f"{study['path']} {study['fingerprint']}" for study in studies)
-        raise InputError(f"results on {key[0]}, {key[1]} are of different data and cannot share a table: {found}")
+def _check(studies: Sequence[Mapping[str, Any]]) -> None:
+    first: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for study in studies:
+        other = first.setdefault((study["dataset"], study["split"]), study)
+        if other["fingerprint"] != study["fingerprint"]:
+            found = ", ".join(f"{one['path']} {one['fingerprint']}" for one in (other, study))
+            raise InputError(f"results on {study['dataset']}, {study['split']} are of different data: {found}")

@@ -37,7 +37,8 @@ class Interactions:
         """Return the training interactions of `data` as a set, without order, repeats and users without any."""
         rows, offsets = training_rows(data)
         users = np.repeat(np.arange(data.num_users), np.diff(offsets))
-        cells = np.unique(users * data.num_items + data.items[rows])
+        cells = np.sort(users * data.num_items + data.items[rows])
+        cells = cells[np.diff(cells, prepend=-1) > 0]
         users, items = np.divmod(cells, data.num_items)
         lengths = np.bincount(users, minlength=data.num_users)
         return cls(items, np.concatenate([[0], np.cumsum(lengths[lengths > 0])]), data.num_items)
@@ -79,13 +80,14 @@ def _by_pairs(interactions: Interactions) -> Iterator[tuple[slice, Tensor]]:
     by_item, owners = interactions.items[order], users[order]
     for rows in _blocks(num_items):
         first, last = np.searchsorted(by_item, [rows.start, rows.stop])
-        block = np.zeros((rows.stop - rows.start) * num_items, np.float32)
+        block = torch.zeros((rows.stop - rows.start) * num_items)
         for begin, end in _spans(np.diff(offsets)[owners[first:last]]):
             owner = owners[first + begin : first + end]
             events, inner = jagged_rows(offsets[owner], offsets[owner + 1])
             row = np.repeat(by_item[first + begin : first + end] - rows.start, np.diff(inner))
-            block += np.bincount(row * num_items + interactions.items[events], minlength=len(block))
-        yield rows, torch.from_numpy(block.reshape(-1, num_items))
+            cells = torch.from_numpy(row * num_items + interactions.items[events])
+            block.index_add_(0, cells, torch.ones(cells.numel()))
+        yield rows, block.view(-1, num_items)
 
 
 def _spans(lengths: Rows) -> Iterator[tuple[int, int]]:

@@ -66,7 +66,7 @@ class EASE:
         inverse = torch.cholesky_inverse(factor)
         weights = inverse.div_(-inverse.diagonal().clone())
         weights.diagonal().zero_()
-        self.weights = weights.float()
+        self.weights = weights.float().contiguous()  # LAPACK's is by column; a history adds rows
         return self
 
     def score(self, batch: JaggedBatch) -> Tensor:

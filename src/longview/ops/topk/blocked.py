@@ -107,6 +107,6 @@ def _first_of_equals(scores: Tensor, edge: Tensor, k: int) -> Tensor:
     `edge` (rows, 1) is the k-th largest score: all above it are in, then the first that equal it, in column order.
     """
     above, equal = scores > edge, scores == edge
-    places = k - above.sum(1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(1) <= places))
+    places = k - above.sum(1, keepdim=True, dtype=torch.int32)
+    chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= places))
     return chosen.nonzero()[:, 1].view(-1, k)
