@@ -52,7 +52,9 @@ def test_scores_and_vectors_rank_alike(random_data: PreparedData) -> None:
         def score(self, batch: Any) -> torch.Tensor:
             histories = [batch.items[a:b].tolist() for a, b in zip(batch.offsets, batch.offsets[1:], strict=False)]
             with torch.no_grad():
-                return model.user_vectors(batch_of_sequences(histories, 3)) @ model.item_vectors().T
+                return (
+                    model.item_vectors() @ model.user_vectors(batch_of_sequences(histories, 3)).T
+                ).T  # not contiguous
 
     one, other = rank_targets(model, random_data, chosen), rank_targets(Scores(), random_data, chosen)
     assert one.rank.tolist() == other.rank.tolist()
@@ -116,3 +118,14 @@ def test_the_model_is_left_in_the_mode_it_was_in(random_data: PreparedData) -> N
     assert model.training
     assert not np.isnan(rank_targets(model.eval(), random_data, random_data.split.test).rank).any()
     assert not model.training
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_device_gives_the_ranks_of_the_cpu(random_data: PreparedData) -> None:
+    model, chosen = Vectors(random_data.num_items).eval(), random_data.split.test
+    here = rank_targets(model, random_data, chosen, list_length=5)
+    there = rank_targets(model.cuda(), random_data, chosen, list_length=5)
+    assert here.rank.tolist() == there.rank.tolist()
+    assert here.lists is not None
+    assert there.lists is not None
+    assert here.lists.tolist() == there.lists.tolist()

@@ -85,7 +85,7 @@ def test_problems_are_named(results: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="results:begin"):
         render_tables(results, readme)
     (results / "other.json").write_text(json.dumps(study("other", 0.3, fingerprint="f1")))
-    with pytest.raises(InputError, match=r"different data .*other\.json f1"):
+    with pytest.raises(InputError, match=r"different data: .*other\.json f1"):
         tables(load_results(results))
     (results / "other.json").write_text(json.dumps({"seeds": []}))
     with pytest.raises(InputError, match=r"other\.json: a study without name"):

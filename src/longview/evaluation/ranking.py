@@ -146,7 +146,8 @@ def _scores(
             *(column[begin : begin + height] for column in (chosen.users, chosen.start, chosen.target))
         )
         for rows, batch in HistoryBatches(data, part, max_length=None):
-            yield slice(begin + rows.start, begin + rows.stop), model.score(batch.to(device)).float().clone()
+            scores = model.score(batch.to(device)).float().clone(memory_format=torch.contiguous_format)
+            yield slice(begin + rows.start, begin + rows.stop), scores
 
 
 def _seen_cells(data: PreparedData, chosen: EvaluationSet, rows: slice, targets: Rows, num_items: int) -> Rows:

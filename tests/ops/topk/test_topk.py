@@ -49,6 +49,16 @@ def test_real_vectors_in_many_blocks() -> None:
     torch.testing.assert_close(scores, expected_scores)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_device_gives_the_answer_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randint(-2, 3, (50, 4), generator=generator).float()
+    items = torch.randint(-2, 3, (1000, 4), generator=generator).float()
+    exclude = (torch.randint(0, 1000, (1500,), generator=generator), torch.arange(51) * 30)
+    there = blocked_topk(queries.cuda(), items.cuda(), 20, exclude=(exclude[0].cuda(), exclude[1].cuda()), block=700)
+    assert there[1].cpu().tolist() == dense_topk(queries, items, 20, exclude=exclude)[1].tolist()
+
+
 def test_ties_go_to_the_lower_index_inside_and_at_the_edge() -> None:
     scores = torch.tensor([[1.0, 5.0, 1.0, 5.0, 1.0, 0.0]])
     values, columns = select_topk(scores, 3)
