@@ -34,7 +34,7 @@ def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
     try:
         with _disk_errors(work):
             yield work
-        _replace_directory(work, target)
+        _replace_directory(work, target, overwrite)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -67,9 +67,14 @@ def write_json(target: Path, value: Any) -> None:
         work.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _replace_directory(work: Path, target: Path) -> None:
-    if not target.exists():
-        work.rename(target)
+def _replace_directory(work: Path, target: Path, overwrite: bool) -> None:
+    if not overwrite or not target.exists():
+        try:
+            work.rename(target)  # takes the place of nothing, or of an empty directory
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise InputError(f"{target} has appeared meanwhile; choose another directory") from None
+            raise
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
     target.rename(old / "previous")

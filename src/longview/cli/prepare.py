@@ -13,6 +13,8 @@ import typer
 from longview.cli.output import emit_json, note, say
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from longview.data import PreparedData
     from longview.data.card import DataCard
     from longview.data.encode import Report
@@ -96,7 +98,9 @@ def _show(data: PreparedData) -> None:
 
     card = DataCard.model_validate(data.meta.card)
     if sys.stdout.isatty():
-        _print_tables(card)
+        from rich.console import Console
+
+        Console(highlight=False).print(card_table(card))
     else:
         width = max(len(what) for _, rows in card.sections() for what, _ in rows)
         for heading, rows in card.sections():
@@ -109,24 +113,19 @@ def _show(data: PreparedData) -> None:
     say(f"Written to {data.path}; this card is in {data.path}/card.md. Next:\n  longview train {data.path} --out RUN")
 
 
-def _print_tables(card: DataCard) -> None:
-    from rich.console import Console
+def card_table(card: DataCard) -> Table:
+    """Return the card as a table for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for heading, rows in card.sections():
-        table.add_row(f"[bold not dim]{heading}[/]", "")
+        table.add_row(Text(heading, style="bold not dim"), "")
         for what, much in rows:
-            table.add_row(_plain(f"  {what}"), _plain(much))
-    Console(highlight=False).print(table)
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)
+            table.add_row(Text(f"  {what}"), Text(much))
+    return table
 
 
 @contextmanager

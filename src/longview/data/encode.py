@@ -122,7 +122,7 @@ class _Rows:
         values = self.present(column)
         if values.dtype.is_nested():
             raise InputError(
-                f"{self.path}: column {column!r} holds {values.dtype}, which is no id; choose another column"
+                f"{self.path}: column {column!r} is of type {values.dtype}, which is no id; choose another"
             )
         return as_text(values)
 

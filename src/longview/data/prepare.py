@@ -165,7 +165,8 @@ def _protect(out: Path, read: Sequence[Path | None], overwrite: bool) -> None:
     for path in read:
         if path is not None and target in (path.absolute(), *path.absolute().parents):
             raise InputError(f"{out} holds the input {path}: writing there would replace it; choose another directory")
-    if overwrite and out.is_dir() and any(out.iterdir()) and not (out / "meta.json").exists():
+    foreign = not out.is_dir() or (any(out.iterdir()) and not (out / "meta.json").exists())
+    if overwrite and out.exists() and foreign:
         raise InputError(f"{out} is not a prepared data set, so it is not overwritten: remove it, or choose another")
 
 
