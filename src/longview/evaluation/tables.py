@@ -106,7 +106,7 @@ def _ours(study: Mapping[str, Any]) -> str:
 
 
 def _published(row: Mapping[str, Any]) -> str:
-    return f"| _{row['name']}_ | {row['hr']:.4f} | {row['ndcg']:.4f} |  | {row['source']} |"
+    return f"| _{row['name']}_ | {row['hr']:.4f} | {row['ndcg']:.4f} |  | published; method: {row['source']} |"
 
 
 def _check(studies: Sequence[Mapping[str, Any]]) -> None:
