@@ -29,6 +29,45 @@ def recommend_bench(
     _deliver(bench_recommend(run, k=k, repeats=repeats, data=data, device=device), json)
 
 
+@bench_app.command("prepare")
+def prepare_bench(
+    rows: Annotated[int, typer.Option(help="Rows of the log that is written and read.")] = 10_000_000,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal logs.")] = 0,
+    json: JsonFile = None,
+) -> None:
+    """Time preparing a large log, as CSV and as Parquet, and its peak memory."""
+    from longview.bench.prepare import bench_prepare
+
+    _deliver(bench_prepare(rows=rows, seed=seed), json)
+
+
+@bench_app.command("train")
+def train_bench(
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared data set; without, a made-up log of the shape of MovieLens-1M.")
+    ] = None,
+    config: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="Preset or file.")] = "hstu-small",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; replaces those of the quoted figure."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Timed epochs.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: JsonFile = None,
+) -> None:
+    """Time an epoch of training, and recommending to everybody after it."""
+    from rich.console import Console
+
+    from longview.bench.train import SETTINGS, bench_train
+    from longview.training.progress import make_progress
+
+    progress = make_progress(Console(stderr=True))
+    result = bench_train(
+        data, config=config, overrides=set_ or SETTINGS, epochs=epochs, device=device, progress=progress
+    )
+    _deliver(result, json)
+
+
 def _deliver(result: dict[str, Any], file: Path | None) -> None:
     """Write the result where asked, and print it otherwise."""
     if file is None:

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 PARTS = ("log", "data", "run")
 MARK = "# A simulated log"
-SETTINGS = ("loop.epochs=12", "loop.patience=3", "loop.max_minutes=2")
+SHOP = {"users": 1_500, "items": 600, "max_history": 120}
+# A small shop needs small batches to get enough steps; the time limit is for machines busy with something else.
+SETTINGS = (
+    "model.max_length=100",
+    "batches.batch_size=32",
+    "optimiser.rate=0.003",
+    "loop.epochs=8",
+    "loop.max_minutes=1.5",
+)
 SHOWN = 8  # items of a history and of a list
 
 
@@ -54,10 +62,11 @@ def _simulate(log: Path, seed: int) -> None:
     from longview.config import parse
     from longview.data.simulator import SimulationConfig, simulate, write_simulation
 
-    simulation = simulate(parse(SimulationConfig, {"seed": seed}, "--seed"))
+    simulation = simulate(parse(SimulationConfig, {**SHOP, "seed": seed}, "--seed"))
     write_simulation(simulation, log)
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SHOP.items())
     _step(
-        f"longview simulate --out {log} --seed {seed}",
+        f"longview simulate --out {log} {options} --seed {seed}",
         f"{simulation.events.num_rows:,} events of {simulation.users.num_rows:,} users "
         f"on {simulation.items.num_rows:,} items, in {log}",
     )
@@ -66,10 +75,13 @@ def _simulate(log: Path, seed: int) -> None:
 def _prepare(out: Path) -> PreparedData:
     from longview.data.prepare import prepare
 
-    data = prepare([out / "log" / "events.parquet"], out=out / "data", items=out / "log" / "items.csv", simulated=True)
+    log = out / "log"
+    data = prepare(
+        log / "events.parquet", out=out / "data", items=log / "items.csv", name="simulated shop", simulated=True
+    )
     _step(
-        f"longview prepare {out}/log/events.parquet --items {out}/log/items.csv --out {out}/data",
-        f"{data.num_events:,} events; split {data.split.describe()}",
+        f"longview prepare {log}/events.parquet --items {log}/items.csv --out {out}/data --name 'simulated shop'",
+        f"{data.num_events:,} events; what is in them: {out}/data/card.md",
     )
     return data
 
@@ -87,6 +99,7 @@ def _train(out: Path, data: PreparedData) -> None:
     result = train(config, data, out / "run", progress=make_progress(Console(stderr=True)), baselines=True)
     say()
     show_reports([result.test, *result.baselines])
+    say(f"The result card: {out}/run/card.md")
 
 
 def _recommend(out: Path, data: PreparedData) -> None:

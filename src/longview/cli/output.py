@@ -29,24 +29,34 @@ def emit_json(value: Any) -> None:
     typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str))
 
 
-def emit_table(table: pa.Table) -> None:
-    """Print a table: aligned on a terminal, tab-separated with a heading otherwise (for cut, awk and friends)."""
+def emit_table(table: pa.Table, *, aligned: bool = False) -> None:
+    """Print a table: aligned on a terminal or where `aligned`, else tab-separated with a heading (for cut, awk, …)."""
     rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
-    if not sys.stdout.isatty():
-        say("\t".join(table.column_names))
-        for row in rows:
-            say("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+    if sys.stdout.isatty() or aligned:
+        _print_aligned(table.column_names, rows, numbers=[_is_number(table, name) for name in table.column_names])
         return
+    say("\t".join(table.column_names))
+    for row in rows:
+        say("\t".join(" ".join(cell.split()) for cell in row))
+
+
+def _print_aligned(heads: list[str], rows: list[list[str]], numbers: list[bool]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     pretty = Table(box=None, pad_edge=False, header_style="bold")
-    for name in table.column_names:
-        number = name in ("score", "rank")
-        pretty.add_column(name, justify="right" if number else "left", overflow="fold")
+    for head, number in zip(heads, numbers, strict=True):
+        pretty.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         pretty.add_row(*row)
-    Console(highlight=False, markup=False).print(pretty)
+    width = None if sys.stdout.isatty() else 10_000  # nothing to fit into
+    Console(highlight=False, markup=False, width=width).print(pretty)
+
+
+def _is_number(table: pa.Table, name: str) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_floating(table[name].type) or pa.types.is_integer(table[name].type)
 
 
 def _cell(value: Any) -> str:

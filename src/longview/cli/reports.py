@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from longview.cli.output import emit_table, say
 
 if TYPE_CHECKING:
     from longview.evaluation import Report
+
+WIDTH = 100
 
 
 def show_reports(reports: Sequence[Report]) -> None:
@@ -19,8 +22,10 @@ def show_reports(reports: Sequence[Report]) -> None:
 
     first = reports[0]
     interval = first.intervals.get("ndcg@10")
-    say(f"{first.data}, {first.split}: {first.num_users:,} users, {first.num_items:,} items; {first.protocol}.")
-    say(f"Fingerprint {first.fingerprint}; {first.cold_share:.1%} of targets were never seen in training.\n")
-    emit_table(pa.Table.from_pylist(compare(reports)))
+    counts = f"{first.num_users:,} users, {first.num_items:,} items"
+    say(f"{first.data}, {first.split}: {counts}, fingerprint {first.fingerprint}")
+    say(textwrap.fill(f"{first.protocol}. {first.cold_share:.1%} of targets were never seen in training.", WIDTH))
+    say()
+    emit_table(pa.Table.from_pylist(compare(reports)), aligned=True)
     if interval is not None:
         say(f"\n95 % interval of ndcg@10 of {first.name}: {interval[0]:.4f} to {interval[1]:.4f}")
