@@ -56,7 +56,8 @@ def _print_aligned(heads: list[str], rows: list[list[str]], numbers: list[bool])
 def _is_number(table: pa.Table, name: str) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_floating(table[name].type) or pa.types.is_integer(table[name].type)
+    kind = table[name].type
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 def _cell(value: Any) -> str:

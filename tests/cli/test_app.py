@@ -1,0 +1,107 @@
+"""What holds for every command: help without heavy imports, exit statuses, where messages go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from longview.cli.app import guarded
+from longview.errors import InputError, LongviewError
+from tests.cli.conftest import Longview
+
+COMMANDS = ["demo", "prepare", "train", "evaluate", "recommend", "similar", "simulate", "config", "doctor", "bench"]
+HEAVY = ["torch", "numpy", "pyarrow", "polars", "pydantic", "rich", "yaml"]
+
+
+def test_help_lists_every_command(longview: Longview) -> None:
+    result = longview("--help")
+    assert result.exit_code == 0
+    assert [name for name in COMMANDS if f"\n  {name} " not in result.stdout] == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, longview.cli.app; print([m for m in sys.argv[1:] if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code, *HEAVY], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, longview; print([m for m in sys.argv[1:] if m in sys.modules], longview.__version__)"
+    result = subprocess.run([sys.executable, "-c", code, *HEAVY], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[0] == "[]"
+
+
+def test_the_version_is_that_of_the_package(longview: Longview) -> None:
+    import longview as package
+
+    assert longview("--version").stdout == f"longview {package.__version__}\n"
+
+
+def test_python_m_longview_is_the_same_program() -> None:
+    result = subprocess.run([sys.executable, "-m", "longview", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("longview ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recomend"], "Did you mean 'recommend'?"),
+        (["recommend"], "Missing argument 'RUN'"),
+        (["recommend", "run", "-k", "many"], "-k"),
+        (["recommend", "nowhere", "--user", "1"], "error: nowhere: no such directory"),
+        (["train", "nowhere", "--out", "x"], "error: nowhere: not a prepared data set"),
+        (["evaluate", "nowhere"], "error: nowhere: no such directory"),
+        (["similar", "nowhere", "--item", "1"], "error: nowhere: no such directory"),
+        (["simulate", "--out", "x", "--users", "0"], "users: Input should be greater than or equal to 1"),
+    ],
+)
+def test_bad_input_is_one_message_on_stderr_and_status_2(
+    longview: Longview, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = longview(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "text"),
+    [
+        (InputError("rows.csv: row 3 is empty"), 2, "error: rows.csv: row 3 is empty\n"),
+        (LongviewError("the disk is full"), 1, "error: the disk is full\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_errors_become_exit_statuses(
+    problem: BaseException, status: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise problem
+
+    with pytest.raises(typer.Exit) as exit_:
+        guarded(command)()
+    assert exit_.value.exit_code == status
+    assert capsys.readouterr().err == text
+
+
+def test_a_bug_is_not_dressed_up_as_an_error() -> None:
+    def command() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        guarded(command)()
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """`longview … | head` ends quietly."""
+    command = f"{sys.executable} -m longview config hstu-small | head -n 1"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    assert result.stdout == "name: hstu-small\n"

@@ -1,0 +1,141 @@
+"""train, evaluate, simulate, config, doctor, bench and demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import longview as lv
+from longview.training import resolve_config
+from tests.cli.conftest import Longview, TrainedRun
+from tests.trained_run import SETTINGS
+
+
+def options(settings: list[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def test_training_writes_a_card_and_says_where(longview: Longview, trained: TrainedRun, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = longview("train", trained.data, "--out", out, *options(SETTINGS), "--no-baselines")
+    assert result.exit_code == 0
+    assert f"{out}/card.md" in result.stdout
+    assert (out / "card.md").is_file()
+    assert "ndcg@10" in result.stdout
+    assert "epoch 2 validation" in result.stderr
+
+
+def test_the_same_training_gives_the_same_model(longview: Longview, trained: TrainedRun, tmp_path: Path) -> None:
+    result = longview("train", trained.data, "--out", tmp_path / "run", *options(SETTINGS), "--no-baselines", "--json")
+    assert json.loads(result.stdout)["test"]["metrics"] == lv.load(trained.run).evaluate().metrics
+
+
+def test_resuming_needs_no_config_again(longview: Longview, trained: TrainedRun, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    longview("train", trained.data, "--out", out, *options([*SETTINGS, "loop.epochs=1"]), "--no-baselines")
+    result = longview("train", trained.data, "--out", out, "--resume", "--set", "loop.epochs=2", "--no-baselines")
+    assert result.exit_code == 0
+    assert lv.load(out).evaluate().metrics == lv.load(trained.run).evaluate().metrics
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "hstu-smal"], "did you mean 'hstu-small'?"),
+        (["--set", "model.layer_count=3"], "unknown key 'model.layer_count'"),
+        (["--set", "model.layers"], "expected key=value"),
+        (["--resume"], "not a run directory"),
+        (["--device", "cuda:9"], "cuda"),
+    ],
+)
+def test_bad_settings_leave_nothing_behind(
+    longview: Longview, trained: TrainedRun, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = longview("train", trained.data, "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_shows_the_model_beside_the_baselines(longview: Longview, trained: TrainedRun) -> None:
+    result = longview("evaluate", trained.run, "--split", "validation", "--json")
+    document = json.loads(result.stdout)
+    reports = {report["name"]: report for report in document["reports"]}
+    assert set(reports) | set(document["skipped"]) == {
+        "hstu-small", "popularity", "popularity-7d", "item-knn", "ease"
+    }  # fmt: skip
+    assert reports["hstu-small"]["metrics"] == lv.load(trained.run).evaluate("validation").metrics
+    assert {report["split"] for report in document["reports"]} == {"validation"}
+
+
+def test_evaluate_says_the_protocol_in_words(longview: Longview, trained: TrainedRun) -> None:
+    result = longview("evaluate", trained.run, "--no-baselines")
+    text = " ".join(result.stdout.split())
+    assert "the last event of a user is the test target" in text
+    assert lv.load(trained.run).data.fingerprint in text
+    assert longview("evaluate", trained.run, "--split", "tset").exit_code == 2
+
+
+def test_simulate_writes_what_it_says_and_never_over_something(longview: Longview, tmp_path: Path) -> None:
+    arguments = ["simulate", "--out", tmp_path / "shop", "--users", 30, "--items", 40, "--max-history", 20]
+    result = longview(*arguments, "--seed", 3)
+    assert "nothing of it is real" in result.stdout
+    log = lv.simulate(users=30, items=40, max_history=20, seed=3)
+    assert pq.read_table(tmp_path / "shop" / "events.parquet").equals(log.events)
+    assert longview(*arguments).exit_code == 2
+    assert longview(*arguments, "--overwrite").exit_code == 0
+
+
+def test_config_prints_what_train_takes(longview: Longview, tmp_path: Path) -> None:
+    assert "hstu-small" in longview("config").stdout.split()
+    text = longview("config", "hstu-small", "--set", "model.layers=3").stdout
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert resolve_config(str(file)) == resolve_config("hstu-small", ["model.layers=3"])
+    assert json.loads(longview("config", "hstu-small", "--set", "model.layers=3", "--json").stdout) == yaml.safe_load(
+        json.dumps(resolve_config("hstu-small", ["model.layers=3"]).model_dump(mode="json"))
+    )
+
+
+def test_doctor_says_what_runs_and_why_the_rest_does_not(longview: Longview) -> None:
+    found = json.loads(longview("doctor", "--json").stdout)
+    attention = found["kernels"]["attention on cpu"]
+    assert attention["chosen"] == "cpu"
+    assert attention["triton"].startswith("off: ")
+    assert {"longview", "torch", "python"} <= set(found["versions"])
+    assert all(text.startswith(("installed: ", "absent: pip install")) for text in found["extras"].values())
+    assert "attention on cpu" in longview("doctor").stdout
+
+
+def test_bench_recommend_writes_its_json(longview: Longview, trained: TrainedRun, tmp_path: Path) -> None:
+    file = tmp_path / "figure.json"
+    assert longview("bench", "recommend", "--run", trained.run, "--repeats", 2, "--json", file).exit_code == 0
+    figure = json.loads(file.read_text())
+    assert figure["data"]["users"] == 120
+    assert figure["seconds"] > 0
+    assert len(figure["all_seconds"]) == 2
+    assert longview("bench", "recommend", "--run", trained.run, "--repeats", 0).exit_code == 2
+
+
+def test_the_demo_goes_the_whole_way_twice(longview: Longview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longview.cli.demo.SHOP", {"users": 120, "items": 80, "max_history": 40})
+    monkeypatch.setattr("longview.cli.demo.SETTINGS", tuple(SETTINGS))
+    for _ in range(2):
+        result = longview("demo", "--out", tmp_path / "demo")
+        assert result.exit_code == 0
+        assert "SIMULATED" in result.stdout
+        assert all(name in result.stdout for name in ("hstu-small", "ease", "longview recommend", "longview similar"))
+    assert lv.load(tmp_path / "demo" / "run").data.meta.simulated
+
+
+def test_the_demo_replaces_nothing_but_a_demo(longview: Longview, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.csv").write_text("precious")
+    result = longview("demo", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "is not an earlier demo" in result.stderr
+    assert (tmp_path / "data" / "mine.csv").read_text() == "precious"
