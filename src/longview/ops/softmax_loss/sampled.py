@@ -105,8 +105,7 @@ class _Sweep:
     def _bound(self, query_nd: Tensor, target_nd: Tensor) -> float:
         logs = [log for log in (self.sample.negative_log_q, self.sample.target_log_q) if log is not None]
         extra = max((float(log.abs().amax()) for log in logs), default=0.0)
-        bounds = [largest_logit(query_nd, rows, extra) for rows in (self.negative_Gmd, target_nd)]
-        return max(bounds) if bounds[0] == bounds[0] else bounds[0]  # max() would drop a NaN in second place
+        return max(largest_logit(query_nd, rows, extra) for rows in (self.negative_Gmd, target_nd))
 
     def run(self, block: int | None, gradients: bool) -> Tensor:
         """Return the mean loss; with `gradients`, fill them."""
