@@ -34,7 +34,7 @@ def blocked_topk(
             int64; repeats are harmless.
         allow: (n,) bool; only items where it is true are returned, to any query.
         deny: (m,) int64; items that are returned to no query. Wins over `allow`.
-        block: scores held at a time (default 2 M on a CPU, 64 M on a device).
+        block: scores held at a time (default 4 M on a CPU, 64 M on a device).
 
     Returns:
         scores (b, k) of the type of `queries` and indices (b, k) int64.
