@@ -12,25 +12,13 @@ from hypothesis import strategies as st
 from longview.errors import InputError
 from longview.ops.attention import MaskSpec
 from longview.ops.attention.mask import PRESETS
+from tests.ops.attention.conftest import MASKS
 
 
 def visible(mask: MaskSpec, c: int, h: int, t: int) -> list[set[int]]:
     return [set(row.nonzero()[:, 0].tolist()) for row in mask.dense(c, h, t)]
 
 
-masks = st.builds(
-    MaskSpec,
-    local_window=st.integers(0, 7),
-    global_size=st.integers(0, 7),
-    global_mode=st.sampled_from(["prefix", "recent"]),
-    context_rows=st.sampled_from(["causal", "bidirectional"]),
-    context_visible=st.booleans(),
-    target_scope=st.sampled_from(["full", "semi_local"]),
-    target_group=st.integers(1, 4),
-    target_in_window=st.booleans(),
-    target_self=st.booleans(),
-    prefix_counts_context=st.booleans(),
-)
 sizes = st.tuples(st.integers(0, 4), st.integers(0, 16), st.integers(0, 5))
 
 
@@ -73,7 +61,7 @@ class TestFields:
         mask = MaskSpec(local_window=3, context_visible=False)
         assert visible(mask, 2, 4, 0)[2:] == [{0, 1, 2}, {0, 1, 2, 3}, {2, 3, 4}, {3, 4, 5}]
 
-    @given(masks, sizes)
+    @given(MASKS, sizes)
     def test_the_diagonal_is_on_and_nothing_sees_the_future_beyond_its_region(
         self, mask: MaskSpec, size: tuple[int, int, int]
     ) -> None:
@@ -84,7 +72,7 @@ class TestFields:
         assert not dense[: c + h, c + h :].any(), "history and context never see targets"
         assert not dense[c:].triu(c + 1).any(), "only context rows may look ahead"
 
-    @given(masks, sizes)
+    @given(MASKS, sizes)
     def test_a_window_as_long_as_the_history_is_causal(self, mask: MaskSpec, size: tuple[int, int, int]) -> None:
         c, h, t = size
         wide = dataclasses.replace(mask, local_window=h + 2, target_in_window=False)
@@ -154,7 +142,7 @@ class TestPresets:
 
 
 class TestAppendExact:
-    @given(masks, sizes)
+    @given(MASKS, sizes)
     @settings(max_examples=200)
     def test_what_claims_it_keeps_earlier_rows(self, mask: MaskSpec, size: tuple[int, int, int]) -> None:
         c, h, _ = size
@@ -176,7 +164,7 @@ class TestAppendExact:
 
 
 class TestPairs:
-    @given(masks, sizes)
+    @given(MASKS, sizes)
     @settings(max_examples=500)
     def test_closed_form_equals_counting(self, mask: MaskSpec, size: tuple[int, int, int]) -> None:
         assert mask.pairs(*size) == int(mask.dense(*size).sum())

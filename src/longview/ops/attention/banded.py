@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longview.ops.attention.bias import RelativeBias
+from longview.ops.attention.lanes import lane_buffer, lanes, whole_lanes
 from longview.ops.attention.mask import MaskSpec
 from longview.ops.attention.packing import Packing, Rows, packing_of
 from longview.ops.attention.tile_bias import TileBias
@@ -100,7 +101,7 @@ def _forward(
     work = _computed(q, k, v)
     out = _rows(work[2])
     bias = _tile_bias(position, time, settings.packing, work[0].dtype)
-    scratch = _Scratch(work[0])
+    scratch = _Scratch(work[0].dtype)
     for part in _parts(settings, work, (out,), scratch):
         _forward_part(part, settings, bias, scratch)
     return out[:-1].view(v.shape).to(v.dtype)
@@ -113,7 +114,8 @@ def _forward_part(part: _Part, settings: _Settings, bias: TileBias | None, scrat
         sum_NRD = scratch.take("sum", (*q_NRD.shape[:2], v.shape[2]))
         for number, tile in enumerate(block.tiles):
             z_NRC, _ = _scores(part, q_NRD, k, block, tile, settings, bias, scratch)
-            weight_NRC = _masked(torch.ops.aten.silu_(z_NRC), tile)
+            torch.ops.aten.silu_(lanes(z_NRC))
+            weight_NRC = _masked(z_NRC, tile)
             v_NCD = v[:, tile.start : tile.stop]
             sum_NRD.baddbmm_(weight_NRC, v_NCD, beta=min(number, 1), alpha=settings.scale)
         if block.tiles:
@@ -128,7 +130,7 @@ def _backward(saved: tuple[Tensor | None, ...], d_out: Tensor, settings: _Settin
     work = _computed(q, k, v, d_out)
     gradients = tuple(_rows(x) for x in work[:3])
     bias = _tile_bias(position, time, settings.packing, work[0].dtype)
-    scratch = _Scratch(work[0])
+    scratch = _Scratch(work[0].dtype)
     for part in _parts(settings, work, gradients, scratch):
         _backward_part(part, settings, bias, scratch)
     d_position, d_time = (None, None) if bias is None else bias.gradients()
@@ -148,13 +150,14 @@ def _backward_part(part: _Part, settings: _Settings, bias: TileBias | None, scra
             z_NRC, bucket = _scores(part, q_NRD, k, block, tile, settings, bias, scratch)
             # One buffer holds the weights, then their gradient, then that of the scores.
             held_NRC = scratch.take("held", z_NRC.shape)
-            weight_NRC = _masked(torch.ops.aten.silu.out(z_NRC, out=held_NRC), tile)
+            torch.ops.aten.silu.out(lanes(z_NRC), out=lanes(held_NRC))
+            weight_NRC = _masked(held_NRC, tile)
             part_NCD = scratch.take("part", v_NCD.shape)
             torch.bmm(weight_NRC.mT, d_out_NRD, out=part_NCD)
             d_v[:, columns].add_(part_NCD, alpha=settings.scale)
             held_NRC.baddbmm_(d_out_NRD, v_NCD.mT, beta=0, alpha=settings.scale)
-            d_z_NRC = torch.ops.aten.silu_backward.grad_input(held_NRC, z_NRC, grad_input=held_NRC)
-            _masked(d_z_NRC, tile)
+            torch.ops.aten.silu_backward.grad_input(lanes(held_NRC), lanes(z_NRC), grad_input=lanes(held_NRC))
+            d_z_NRC = _masked(held_NRC, tile)
             if bias is not None:
                 bias.collect(_by_head(d_z_NRC, part.heads), block, tile, bucket)
             part_NCD = scratch.take("part", k_NCD.shape)
@@ -239,12 +242,12 @@ def _computed(*tensors: Tensor) -> tuple[Tensor, ...]:
 class _Scratch:
     """Buffers that are taken again and again, so that no tile waits for fresh memory."""
 
-    def __init__(self, like: Tensor) -> None:
-        self._like, self._buffers = like, dict[str, Tensor]()
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype, self._buffers = dtype, dict[str, Tensor]()
 
     def take(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return uninitialised memory of `shape`; it is the caller's until the next `take` of the same name."""
         size = math.prod(shape)
-        if name not in self._buffers or self._buffers[name].numel() < size:
-            self._buffers[name] = self._like.new_empty(size)
+        if name not in self._buffers or self._buffers[name].numel() < whole_lanes(size):
+            self._buffers[name] = lane_buffer(size, self._dtype)
         return self._buffers[name][:size].view(shape)

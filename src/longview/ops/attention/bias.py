@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longview.ops.attention.lanes import lane_buffer, lanes
+
 BUCKET_WIDTH = 0.301  # in ln(seconds), from the published code
 
 
@@ -60,8 +62,12 @@ def time_buckets(difference: Tensor, num_buckets: int) -> Tensor:
         [0, 0, 2, 13, 37]
     """
     # Differences are whole numbers before they are rounded to float32; then as few passes as can be.
-    logarithm = difference.to(torch.float32, copy=True).abs_().clamp_(min=1).log_()
-    return logarithm.mul_(1 / BUCKET_WIDTH).clamp_(max=num_buckets - 1).int()
+    if difference.is_cpu:
+        bucket = lane_buffer(difference.numel(), torch.float32)[: difference.numel()].view(difference.shape)
+        lanes(bucket.copy_(difference).abs_().clamp_(min=1)).log_()
+    else:
+        bucket = difference.float().abs_().clamp_(min=1).log_()
+    return bucket.mul_(1 / BUCKET_WIDTH).clamp_(max=num_buckets - 1).int()
 
 
 def _look_up(table: Tensor, index: Tensor) -> Tensor:

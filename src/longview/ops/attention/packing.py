@@ -122,12 +122,15 @@ def padded_history(mask: MaskSpec, c: int, h: int, t: int, exact: bool) -> int:
 def _chunk(
     group: Sequence[tuple[int, Lengths]], padded: Lengths, blocks: tuple[Block, ...], heads: int, total: int
 ) -> Chunk:
+    real = torch.ones(len(group), 1, dtype=torch.bool)
+    if len(group) * heads == 1:  # one matrix alone takes another path through the library than one of several
+        group, real = [*group, *group], torch.tensor([[True], [False]])
     count, length = len(group), sum(padded)
     start = torch.tensor([token for token, _ in group])[:, None]
     history = torch.tensor([h for _, (_, h, _) in group])[:, None]
     position = torch.arange(length)[None, :]  # of the padded sequence: history is padded behind, targets move up
     is_target = position >= padded[0] + padded[1]
-    vacant = ~is_target & (position >= padded[0] + history)
+    vacant = ~is_target & (position >= padded[0] + history) | ~real
     tokens = start + torch.where(is_target, position - (padded[1] - history), position)
     tokens = torch.where(vacant, start, tokens)
     head = torch.arange(heads)[None, :, None].expand(count, heads, length)

@@ -1,0 +1,118 @@
+"""The public function: the definition on paper, the choice of backend, and what it says about bad input."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from longview.errors import InputError
+from longview.ops.attention import MaskSpec, RelativeBias, available_backends, semi_local_attention, why_off
+
+
+def inputs(**changes: Any) -> dict[str, Any]:
+    """Two sequences of 2 and 3 tokens, 2 heads."""
+    q = torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(0))
+    return {
+        "q": q,
+        "k": q + 1,
+        "v": q * 2,
+        "offsets": torch.tensor([0, 2, 5]),
+        "mask": MaskSpec.causal(),
+        "alpha": 0.5,
+        "scale_length": 10.0,
+        **changes,
+    }
+
+
+class TestDefinition:
+    @pytest.mark.parametrize("backend", ["reference", "cpu", "dense"])
+    def test_one_query_worked_out_by_hand(self, backend: Any) -> None:
+        q = torch.tensor([[[1.0, 2.0]], [[3.0, -1.0]]])
+        k = torch.tensor([[[0.5, 1.0]], [[2.0, 0.0]]])
+        v = torch.tensor([[[1.0]], [[10.0]]])
+        bias = RelativeBias(position=torch.tensor([[0.25, -0.5]]))
+        out = semi_local_attention(
+            q, k, v, torch.tensor([0, 2]), MaskSpec.causal(), alpha=2.0, scale_length=4.0, bias=bias, backend=backend
+        )
+
+        def silu(z: float) -> float:
+            return z / (1 + math.exp(-z))
+
+        newest = (silu(2.0 * 0.5 - 0.5) * 1 + silu(2.0 * 6.0 + 0.25) * 10) / 4
+        assert out[:, 0, 0].tolist() == pytest.approx([silu(2.0 * 2.5 + 0.25) / 4, newest])
+
+    def test_alpha_defaults_to_one_over_the_root_of_the_dimension(self) -> None:
+        assert torch.equal(semi_local_attention(**inputs(alpha=None)), semi_local_attention(**inputs(alpha=0.5)))
+
+    def test_head_dimensions_of_keys_and_values_may_differ(self) -> None:
+        assert semi_local_attention(**inputs(v=torch.ones(5, 2, 7))).shape == (5, 2, 7)
+
+    def test_lengths_of_any_integer_type(self) -> None:
+        plain = inputs(context_lengths=torch.tensor([1, 0]), target_lengths=torch.tensor([0, 2]))
+        narrow = inputs(
+            context_lengths=torch.tensor([1, 0], dtype=torch.int32),
+            target_lengths=torch.tensor([0, 2], dtype=torch.int32),
+        )
+        assert torch.equal(semi_local_attention(**plain), semi_local_attention(**narrow))
+
+
+class TestBackends:
+    def test_the_cpu_has_its_own(self) -> None:
+        assert available_backends("cpu") == ("cpu", "dense", "reference")
+        assert torch.equal(semi_local_attention(**inputs()), semi_local_attention(**inputs(backend="cpu")))
+
+    def test_a_gpu_gets_the_dense_path_for_now(self) -> None:
+        assert available_backends("cuda")[0] == "dense"
+
+    def test_one_that_is_off_says_why(self) -> None:
+        assert why_off("cpu", "cpu") is None
+        assert "cuda" in str(why_off("cpu", "cuda"))
+        assert "not built yet" in str(why_off("triton", "cuda"))
+        with pytest.raises(InputError, match=r"'triton' cannot run here.*not built yet"):
+            semi_local_attention(**inputs(backend="triton"))
+
+    def test_an_unknown_one_suggests_the_nearest(self) -> None:
+        with pytest.raises(InputError, match="did you mean 'reference'"):
+            semi_local_attention(**inputs(backend="refrence"))
+
+
+q5 = torch.zeros(5, 2, 4)  # as in `inputs`
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": torch.zeros(5, 8)}, r"q has shape \(5, 8\); expected \(total, heads, dimension\)"),
+        ({"k": torch.zeros(5, 2, 3)}, r"k has shape \(5, 2, 3\), q \(5, 2, 4\)"),
+        ({"v": torch.zeros(4, 2, 4)}, "v has 4 tokens and 2 heads, q has 5 and 2"),
+        ({"v": torch.zeros(5, 1, 4)}, "v has 5 tokens and 1 heads"),
+        ({"q": q5.long(), "k": q5.long(), "v": q5.long()}, "one floating dtype"),
+        ({"k": q5.double()}, "k is torch.float64 and q torch.float32"),
+        ({"q": q5[:, :, :0], "k": q5[:, :, :0]}, "at least 1"),
+        ({"mask": "causal"}, "mask is a str; expected a MaskSpec"),
+        ({"offsets": torch.tensor([0, 2, 5], dtype=torch.int32)}, "expected int64"),
+        ({"offsets": torch.tensor([[0, 5]])}, r"expected int64 of shape \(batch \+ 1,\)"),
+        ({"offsets": torch.tensor([0, 2, 4])}, "run from 0 to 4; expected 0 to 5"),
+        ({"offsets": torch.tensor([1, 5])}, "run from 1 to 5"),
+        ({"offsets": torch.tensor([0, 3, 2, 5])}, "decrease at sequence 1"),
+        ({"context_lengths": torch.tensor([1])}, r"context_lengths is .* expected integers of shape \(2,\)"),
+        ({"target_lengths": torch.tensor([1.0, 0.0])}, "target_lengths is torch.float32"),
+        ({"target_lengths": torch.tensor([0, -1])}, "target_lengths of sequence 1 is negative"),
+        (
+            {"context_lengths": torch.tensor([1, 2]), "target_lengths": torch.tensor([1, 2])},
+            "sequence 1 has more context and target tokens than tokens",
+        ),
+        ({"alpha": math.nan}, "alpha is nan"),
+        ({"scale_length": 0.0}, "scale_length is 0.0; expected a positive number"),
+        ({"scale_length": -1.0}, "expected a positive number"),
+        ({"bias": RelativeBias(position=torch.zeros(3, 9))}, r"bias.position has shape \(3, 9\); expected \(2 heads"),
+        ({"bias": RelativeBias(time=torch.zeros(2, 9))}, "bias.time needs bias.timestamps"),
+        ({"bias": RelativeBias(None, torch.zeros(2, 9), torch.zeros(4))}, r"bias.timestamps has shape \(4,\)"),
+    ],
+)
+def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        semi_local_attention(**inputs(**changes))
