@@ -51,10 +51,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     os.close(handle)
     work = Path(name)
-    work.chmod(0o644)
     try:
         with _disk_errors(target):
             yield work
+            work.chmod(0o644)  # after writing: some writers replace the file by one of their own, private to the user
             _sync(work)
         work.replace(target)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from longview.ops.attention import MaskSpec, RelativeBias, semi_local_attention
 from longview.ops.attention.newest import newest_row_attention
 
@@ -36,7 +37,7 @@ def test_dense_equals_reference_with_all_gradients(mask: MaskSpec, bias: bool) -
         out = semi_local_attention(*qkv, offsets, mask, scale_length=10, bias=tables, backend=backend)
         found[backend] = [out, *torch.autograd.grad(out.square().sum(), leaves)]
     for expected, got in zip(found["reference"], found["dense"], strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)  # the dense path activates in float32
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -47,7 +48,7 @@ def test_newest_row_equals_reference(mask: MaskSpec, bias: bool) -> None:
     filled = offsets.diff() > 0
     newest = (offsets[1:] - 1).clamp(min=0)
     got = newest_row_attention(q[newest], k, v, offsets, mask, alpha=0.5, scale_length=10, bias=tables)
-    torch.testing.assert_close(got[filled], out[newest][filled], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got[filled], out[newest][filled], rtol=1e-9, atol=1e-10)
 
 
 def test_dense_with_context_and_targets() -> None:
@@ -60,4 +61,4 @@ def test_dense_with_context_and_targets() -> None:
         )
         for backend in ("reference", "dense")
     ]
-    torch.testing.assert_close(outs[1], outs[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(outs[1], outs[0], rtol=1e-9, atol=1e-10)

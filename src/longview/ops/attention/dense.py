@@ -99,7 +99,8 @@ def _core(
     z_BHLL = torch.matmul(q_BLHD.transpose(1, 2) * alpha, k_BLHD.permute(0, 2, 3, 1))
     if bias is not None:
         z_BHLL = z_BHLL + bias
-    weight = (F.silu(z_BHLL.float()) * visible[:, None] * scale).to(v_BLHD.dtype)
+    wide = torch.promote_types(z_BHLL.dtype, torch.float32)
+    weight = (F.silu(z_BHLL.to(wide)) * visible[:, None] * scale).to(v_BLHD.dtype)
     return torch.matmul(weight, v_BLHD.transpose(1, 2)).transpose(1, 2)
 
 

@@ -43,7 +43,8 @@ def newest_row_attention(
         k, v, segments, age = k[kept], v[kept], segments[kept], age[kept]
     else:
         kept = None
-    z = torch.einsum("thd,thd->th", q[segments], k).float() * alpha
+    wide = torch.promote_types(q.dtype, torch.float32)
+    z = torch.einsum("thd,thd->th", q[segments], k).to(wide) * alpha
     if bias is not None:
         z = z + _newest_bias(bias, offsets, segments, age, kept)
     weight = (F.silu(z) / scale_length).to(v.dtype)
