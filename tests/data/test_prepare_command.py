@@ -67,7 +67,7 @@ def test_every_option_reaches_the_work(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_bad_input_raises_what_the_command_line_turns_into_exit_2(tmp_path: Path, log: Path) -> None:
-    with pytest.raises(InputError, match="did you mean 'leave-last-out'|leave-last-out"):
+    with pytest.raises(InputError, match=r"split: .*'leave-last-out' or 'global-time'.*got 'leave-one-out'"):
         prepare_command([str(log)], tmp_path / "data", split="leave-one-out")
     assert not (tmp_path / "data").exists()
 

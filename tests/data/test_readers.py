@@ -165,8 +165,20 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         write(tmp_path / name, TEXT)
     assert [path.name for path in expand([tmp_path])] == ["a.csv", "b.csv"]
     assert [path.name for path in expand([tmp_path / "b.csv", str(tmp_path / "*.csv")])] == ["b.csv", "a.csv"]
-    write(tmp_path / "x.inter", TEXT)
-    assert [path.name for path in expand([tmp_path])] == ["x.inter"]
+    for name in ("README", "x.item", "x.user", "x.inter"):
+        write(tmp_path / name, TEXT)
+    assert [path.name for path in expand([tmp_path])] == ["x.inter"]  # RecBole says what the log is
+
+
+def test_a_folder_of_several_kinds_asks_for_the_log(tmp_path: Path) -> None:
+    for name in ("movies.dat", "sequences.csv.gz", "users.dat", "README"):
+        write(tmp_path / name, TEXT)
+    with pytest.raises(
+        InputError, match=r"several kinds of files \(movies.dat, sequences.csv.gz, users.dat\).*--items"
+    ):
+        expand([tmp_path])
+    write(tmp_path / "ratings.dat", TEXT)
+    assert [path.name for path in expand([tmp_path])] == ["ratings.dat"]
 
 
 def test_a_file_that_is_not_there_is_named_with_its_neighbours(tmp_path: Path) -> None:
@@ -180,5 +192,5 @@ def test_a_file_that_is_not_there_is_named_with_its_neighbours(tmp_path: Path) -
     with pytest.raises(InputError, match="no input"):
         expand([])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no files"):
+    with pytest.raises(InputError, match="holds no files of data"):
         expand([tmp_path / "empty"])

@@ -16,9 +16,10 @@ from longview.data.dataset import fingerprint, write_arrow
 from longview.data.encode import Encoded, Report
 from longview.data.features import Features
 from longview.data.filters import Kept
+from longview.data.mapped import MappedColumns
 from longview.data.meta import Meta, SplitSpec
 from longview.data.order import Ordered
-from longview.data.splits import Split, resolve
+from longview.data.splits import Rows, Split, resolve
 from longview.data.spool import Spool
 from longview.data.timestamps import SECOND
 from longview.files import write_json
@@ -40,7 +41,9 @@ class Entities:
             FeatureCard(
                 file=str(path),
                 id_column=features.id_column,
-                columns=tuple(f"{n} (from {features.columns[n]})" if n in features.columns else n for n in names),
+                columns=tuple(
+                    n if features.columns.get(n, n) == n else f"{n} (from {features.columns[n]})" for n in names
+                ),
                 missing=features.missing,
                 unused=features.unused,
                 repeated=features.repeated,
@@ -68,15 +71,17 @@ class PreparedLog:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         events, tied = self._events(scratch / "events", report)
         with events:
-            items = np.memmap(events.path("item"), np.int32, "r")
-            stamps = np.memmap(events.path("timestamp"), np.int64, "r") if "timestamp" in events.types else None
+            columns = MappedColumns(events)
+            items, stamps = columns["item"], None if self.columns.time is None else columns["timestamp"]
             divided = Split.of(split if stamps is None else resolve(split, stamps), offsets, stamps)
             users = self.users.table.add_column(1, "offset", pa.array(offsets[:-1]))
             users = users.add_column(2, "length", pa.array(lengths))
             mark = fingerprint(users["id"], self.items.table["id"], offsets, items, stamps, divided.spec)
-            card = self._card(divided, offsets, events, tied, mark)
-            for file, table in (("events", _mapped(events)), ("users", users), ("items", self.items.table)):
-                write_arrow(work / f"{file}.arrow", table)
+            columns.release()
+            card = self._card(divided, offsets, items, events, tied, mark)
+            columns.write_arrow(work / "events.arrow")
+        write_arrow(work / "users.arrow", users)
+        write_arrow(work / "items.arrow", self.items.table)
         write_json(work / "meta.json", self._meta(name, divided.spec, card).model_dump(mode="json"))
         (work / "card.md").write_text(card.markdown(name), encoding="utf-8")
 
@@ -123,12 +128,12 @@ class PreparedLog:
             final |= {f"strength_{name}": kept[f"strength{n}"] for n, name in enumerate(strengths)}
             target.append({name: final[name] for name in types})
         source.remove()
-        target.flush()
         return target, tied
 
-    def _card(self, split: Split, offsets: npt.NDArray[np.int64], events: Spool, tied: int, mark: str) -> DataCard:
+    def _card(
+        self, split: Split, offsets: Rows, items: npt.NDArray[np.int32], events: Spool, tied: int, mark: str
+    ) -> DataCard:
         lengths, num_items = np.diff(offsets), self.items.table.num_rows
-        items = np.memmap(events.path("item"), np.int32, "r")
         neighbours = max(1, int((lengths - 1).sum()))
         return DataCard(
             inputs=tuple(str(path) for path in self.inputs),
@@ -162,16 +167,6 @@ class PreparedLog:
             split=split_card(split, offsets, items),
             fingerprint=mark,
         )
-
-
-def _mapped(spool: Spool) -> pa.Table:
-    """Return the columns of `spool` as a table of one chunk each, mapped from disk."""
-    columns = {}
-    for name, kind in spool.types.items():
-        with pa.memory_map(str(spool.path(name))) as file:
-            buffer = file.read_buffer(spool.rows * kind.itemsize)
-        columns[name] = pa.Array.from_buffers(pa.from_numpy_dtype(kind), spool.rows, [None, buffer])
-    return pa.table(columns)
 
 
 def _notes(columns: Columns, split: Split) -> list[str]:

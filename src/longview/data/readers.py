@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from longview.errors import InputError
 
 BATCH_ROWS = 1 << 19
 READABLE = "CSV, TSV, RecBole .inter/.item/.user, MovieLens .dat, Parquet, Arrow/Feather; text also as .gz, .bz2, .zst"
+DATA_FILE = re.compile(
+    r"^[^._].*\.(csv|tsv|txt|dat|data|inter|parquet|pq|arrow|feather|ipc)(\.(gz|bz2|zst))?$|^part-", re.IGNORECASE
+)
+LOG_FILE = re.compile(r"\.inter$|^ratings\.|^u\.data$|^(events|interactions)\.")
 FOREIGN = {
     b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it, or save the sheet as CSV",
     b"FEA1": "Feather version 1: write it again as version 2",
@@ -175,10 +180,7 @@ def expand(inputs: Sequence[str | Path]) -> list[Path]:
     for given in inputs:
         path = Path(given).expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
-            logs = [p for p in inside if p.suffix == ".inter"] or inside
-            if not logs:
-                raise InputError(f"{path}: the folder holds no files")
+            logs = _logs_in(path)
         elif path.exists():
             logs = [path]
         else:
@@ -189,6 +191,20 @@ def expand(inputs: Sequence[str | Path]) -> list[Path]:
     if not found:
         raise InputError("no input: name at least one log file")
     return list(found)
+
+
+def _logs_in(folder: Path) -> list[Path]:
+    """Return the files of one log in `folder`: all that end alike, or the one whose name says that it is the log."""
+    inside = sorted(p for p in folder.iterdir() if p.is_file() and DATA_FILE.search(p.name))
+    logs = [p for p in inside if LOG_FILE.search(p.name)] or inside
+    if not logs:
+        raise InputError(f"{folder}: the folder holds no files of data. Readable: {READABLE}")
+    if len({"".join(p.suffixes) for p in logs}) > 1:
+        raise InputError(
+            f"{folder}: the folder holds several kinds of files ({', '.join(p.name for p in logs[:6])}): name the log "
+            "itself, and the others with --items and --users"
+        )
+    return logs
 
 
 def _neighbours(path: Path) -> str:
