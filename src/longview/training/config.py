@@ -32,7 +32,9 @@ class LossConfig(Config):
     kind: Literal["full", "sampled"] = "full"
     num_negatives: int = Field(default=256, ge=1)
     negative_groups: int = Field(
-        default=16, ge=1, description="runs of tokens of a batch that each share one draw of negatives"
+        default=128,
+        ge=1,
+        description="runs of tokens of a batch that each share a draw of negatives; 128 = ~1 a history",
     )
     sampling: Literal["uniform", "popularity", "in-batch"] = "uniform"
     logq: bool = Field(default=True, description="correct scores of non-uniform samples by their log probability")
