@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -179,6 +181,20 @@ def test_latin_1_beyond_the_sample_is_read_again(tmp_path: Path, monkeypatch: py
     assert "café" in data.user_ids.ids.to_pylist()
     assert data.meta.card["rows_read"] == 51
     assert "Latin-1" in data.meta.card["notes"][0]
+
+
+def test_users_with_one_event_are_kept_and_counted(tmp_path: Path) -> None:
+    data = prepare(
+        write(tmp_path / "log.csv", LOG + "u9,c,1600000000\n"), out=tmp_path / "data", split="leave-last-out"
+    )
+    assert histories(data)["u9"] == ["c"]
+    assert data.meta.card["one_event_users"] == 1
+    assert data.meta.card["split"]["test_users"] == 3
+
+
+def test_polars_is_loaded_by_prepare_alone() -> None:
+    code = "import longview.data, longview.data.prepare, sys; sys.exit('polars' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_cold_targets_and_repeats_are_counted(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -158,6 +159,12 @@ def test_parquet_comes_in_bounded_batches(tmp_path: Path, monkeypatch: pytest.Mo
     sizes = [(batch.num_rows, done) for batch, done in source.batches(["user"])]
     assert [size for size, _ in sizes] == [100] * 10
     assert sizes[-1][1] == source.size
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"pipe: .*save it first"):
+        open_source(tmp_path / "pipe")
 
 
 def test_files_folders_and_patterns(tmp_path: Path) -> None:

@@ -55,6 +55,11 @@ def test_iso_text(text: str, seconds: int) -> None:
     assert keys([text]) == [seconds * 10**9]
 
 
+def test_spaces_around_times_do_not_matter() -> None:
+    assert keys([f" {AT}", f"{AT} "]) == [AT * 10**9] * 2
+    assert keys([" 2020-07-06 01:46:40 "]) == [AT * 10**9]
+
+
 def test_iso_text_of_several_shapes_and_nanoseconds_in_one_column() -> None:
     assert keys(["2020-07-06", "2020-07-06T01:46:40.123456789Z", "2020-07-06 01:46"]) == [
         (AT - 6400) * 10**9,

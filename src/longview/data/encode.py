@@ -132,7 +132,7 @@ class _Rows:
 
         values = self.frame[column]
         if values.dtype == pl.String:
-            numbers = values.cast(pl.Float32, strict=False)
+            numbers = values.str.strip_chars().cast(pl.Float32, strict=False)
             bad = (numbers.is_null() & values.is_not_null()).to_numpy()
             self.place(column).check(bad, "holds {!r}, which is not a number (a strength is one)", values)
             values = numbers

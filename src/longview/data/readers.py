@@ -142,12 +142,14 @@ def open_source(path: Path) -> Source:
     Raises:
         InputError: no such file, an empty one, a format that cannot be read, or a column name used twice.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a file that can be read twice (a pipe?); save it first, then read the file")
     try:
         with path.open("rb") as file:
             head = file.read(16)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (IsADirectoryError, PermissionError) as error:
+    except PermissionError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
     if not head:
         raise InputError(f"{path}: the file is empty")

@@ -93,6 +93,7 @@ class TimeKeys:
 
         numbers = text.cast(pl.Int64, strict=False)
         if numbers.has_nulls():
+            text = text.str.strip_chars()
             numbers = text.cast(pl.Float64, strict=False)
         if self._text is None:
             self._text = "numbers" if numbers[0] is not None else "dates"
@@ -164,7 +165,7 @@ class OrderKeys:
 
         if values.dtype == pl.String:
             text = values
-            values = text.cast(pl.Float64, strict=False)
+            values = text.str.strip_chars().cast(pl.Float64, strict=False)
             place.check(values.is_null().to_numpy(), "holds {!r}, which is not a number", text)
         if values.dtype in (pl.Date, pl.Datetime):
             values = values.cast(pl.Datetime("ns")).to_physical()
