@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import longview as lv
-from longview.training import resolve_config
+from longview.training import InterruptedRunError, resolve_config
 from tests.cli.conftest import Longview, TrainedRun
 from tests.trained_run import SETTINGS
 
@@ -139,3 +139,15 @@ def test_the_demo_replaces_nothing_but_a_demo(longview: Longview, tmp_path: Path
     assert result.exit_code == 2
     assert "is not an earlier demo" in result.stderr
     assert (tmp_path / "data" / "mine.csv").read_text() == "precious"
+
+
+def test_an_interrupted_training_says_where_the_checkpoint_is(
+    longview: Longview, trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise InterruptedRunError("the checkpoint is in there")
+
+    monkeypatch.setattr("longview.training.train", interrupted)
+    result = longview("train", trained.data, "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert result.stderr == "the checkpoint is in there\n"

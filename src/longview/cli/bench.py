@@ -14,6 +14,17 @@ bench_app = typer.Typer(help="Measure speed and memory; every figure the project
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")]
 
 
+@bench_app.command("attention")
+def attention_bench(
+    rounds: Annotated[int, typer.Option(help="Timed rounds of each setting.")] = 20,
+    json: JsonFile = None,
+) -> None:
+    """Time the attention paths of this machine's CPU beside the dense reference and softmax attention."""
+    from longview.bench.attention import bench_attention
+
+    _deliver(bench_attention(rounds=rounds), json)
+
+
 @bench_app.command("recommend")
 def recommend_bench(
     run: Annotated[Path, typer.Option(help="Directory of a trained run.")],

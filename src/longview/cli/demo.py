@@ -109,10 +109,10 @@ def _recommend(out: Path, data: PreparedData) -> None:
     user = str(data.user_ids.external(data.split.test.users[:1])[0])
     _step(f"longview recommend {out}/run --user {user} -k {SHOWN}", f"the last things {user} looked at:")
     say("  " + ", ".join(_recent_titles(recommender, user)) + "\n")
-    emit_table(recommender.recommend(users=[user], k=SHOWN))
+    emit_table(recommender.recommend(users=[user], k=SHOWN), aligned=True)
     item = str(data.item_ids.ids[0])
     _step(f"longview similar {out}/run --item {item} -k 5", "")
-    emit_table(recommender.similar_items([item], k=5))
+    emit_table(recommender.similar_items([item], k=5), aligned=True)
 
 
 def _recent_titles(recommender: Recommender, user: str) -> list[str]:
