@@ -34,7 +34,7 @@ class LossConfig(Config):
     negative_groups: int = Field(
         default=128,
         ge=1,
-        description="runs of tokens of a batch that each share a draw of negatives; 128 = ~1 a history",
+        description="runs of a batch's tokens that each share a draw of negatives",
     )
     sampling: Literal["uniform", "popularity", "in-batch"] = "uniform"
     logq: bool = Field(default=True, description="correct scores of non-uniform samples by their log probability")
