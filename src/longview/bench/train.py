@@ -28,7 +28,7 @@ from longview.training.config import RunConfig, resolve_config
 from longview.training.progress import TrainingProgress, memory_in_use
 from longview.training.trainer import Trainer
 
-SETTINGS = ("loss.kind=sampled", "loss.num_negatives=256", "batches.batch_size=128")
+SETTINGS = ("loss.kind=sampled", "loss.num_negatives=256", "batches.batch_size=128", "batches.windows=latest")
 WARM_UP_STEPS = 5
 RECOMMEND_REPEATS = 5
 
