@@ -6,6 +6,7 @@ negatives, batches of 128 histories.
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from longview.bench.peers import time_rectools
 from longview.data.batches import TrainingBatches
 from longview.data.dataset import PreparedData, write_prepared
 from longview.data.meta import SplitSpec
@@ -41,6 +43,7 @@ def bench_train(
     overrides: Sequence[str] = SETTINGS,
     epochs: int = 3,
     device: str = "cpu",
+    peer_python: Path | None = None,
     progress: TrainingProgress | None = None,
 ) -> dict[str, Any]:
     """Time whole epochs of training, then recommending the top 10 to all users.
@@ -55,6 +58,7 @@ def bench_train(
         config, overrides: the run to time.
         epochs: how many; fewer than 3 say nothing about the spread.
         device: where to train.
+        peer_python: an interpreter that has RecTools: its SASRec is timed in the same command.
         progress: gets a note an epoch.
 
     Raises:
@@ -65,7 +69,11 @@ def bench_train(
     run = resolve_config(config, overrides)
     with tempfile.TemporaryDirectory() as scratch:
         opened = synthetic_log(Path(scratch) / "log") if data is None else PreparedData.open(data)
-        result = _measure(run, opened, epochs, torch.device(device), progress or TrainingProgress())
+        progress = progress or TrainingProgress()
+        result = _measure(run, opened, epochs, torch.device(device), progress)
+        if peer_python is not None:
+            progress.note("timing RecTools, one epoch")
+            result["peer"] = time_rectools(peer_python, opened, run, threads=torch.get_num_threads())
     if json is not None:
         write_json(json, result)
     return result
@@ -105,7 +113,7 @@ def _measure(
     for epoch in range(epochs):
         timed.append(_epoch(trainer, batches, epoch))
         progress.note(f"epoch {epoch + 1}/{epochs}: {timed[-1]['seconds']:.2f} s, loss {timed[-1]['loss']:.4f}")
-    memory = memory_in_use(device)
+    memory = _peak_memory(device)
     seconds = [one["seconds"] for one in timed]
     recommending = _recommend(trainer, data, device)
     return {
@@ -114,7 +122,7 @@ def _measure(
         "spread": [round(min(seconds), 3), round(max(seconds), 3)],
         "epochs": timed,
         "events_per_second": round(timed[0]["events"] / median(seconds)),
-        "memory_bytes": memory,
+        "peak_memory_bytes": memory,
         "recommend_seconds": round(median(recommending), 4),
         "recommend_all_seconds": [round(s, 4) for s in recommending],
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
@@ -129,6 +137,13 @@ def _measure(
         "notes": [trainer.precision_note] if trainer.precision_note else [],
         "environment": {**environment(), "device": str(device)},
     }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Return bytes: the most the process ever had resident on a CPU, the allocator's peak on a GPU."""
+    if device.type == "cuda":
+        return memory_in_use(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _epoch(trainer: Trainer, batches: TrainingBatches, epoch: int) -> dict[str, Any]:

@@ -64,6 +64,9 @@ def train_bench(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Timed epochs.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    peer_python: Annotated[
+        Path | None, typer.Option(metavar="PYTHON", help="An interpreter that has RecTools: time its SASRec beside.")
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Time an epoch of training, and recommending to everybody after it."""
@@ -74,7 +77,13 @@ def train_bench(
 
     progress = make_progress(Console(stderr=True))
     result = bench_train(
-        data, config=config, overrides=set_ or SETTINGS, epochs=epochs, device=device, progress=progress
+        data,
+        config=config,
+        overrides=set_ or SETTINGS,
+        epochs=epochs,
+        device=device,
+        peer_python=peer_python,
+        progress=progress,
     )
     _deliver(result, json)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longview.cli.output import say
+
+if TYPE_CHECKING:
+    from longview.data.dataset import PreparedData
 
 
 def study_command(
@@ -17,13 +20,18 @@ def study_command(
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Directory written by `longview prepare`.")],
     json: Annotated[Path, typer.Option("--json", metavar="FILE", help="Where the summary goes.")],
-    out: Annotated[Path, typer.Option(help="Directory of the runs, one a seed; finished ones are not repeated.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the runs, one a seed; finished ones are not repeated.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     parallel: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.")] = 1,
 ) -> None:
-    """Train once a seed and write mean and standard deviation of every metric. Interrupted studies go on."""
+    """Train once a seed and write mean and standard deviation of every metric. Interrupted studies go on.
+
+    With `baselines` in place of a configuration: popularity, item-kNN and EASE, which have no seed.
+    """
     from rich.console import Console
 
     from longview.data.dataset import PreparedData
@@ -33,6 +41,12 @@ def study_command(
     from longview.training.progress import make_progress
     from longview.training.study import run_study
 
+    command = " ".join(["longview", *sys.argv[1:]])
+    if config == "baselines":
+        _baselines(PreparedData.open(data), json, command)
+        return
+    if out is None:
+        raise InputError("a study needs --out, the directory of its runs")
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
@@ -42,7 +56,7 @@ def study_command(
         PreparedData.open(data),
         out,
         seeds=numbers,
-        command=" ".join(["longview", *sys.argv[1:]]),
+        command=command,
         device=device,
         parallel=parallel,
         progress=make_progress(Console(stderr=True)) if parallel == 1 else None,
@@ -50,4 +64,15 @@ def study_command(
     write_json(json, summary)
     for name in ("hr@10", "ndcg@10"):
         say(f"{name}: {summary['mean'][name]:.4f} ± {summary['std'][name]:.4f} over {len(numbers)} seeds")
+    say(f"Written to {json}")
+
+
+def _baselines(data: PreparedData, json: Path, command: str) -> None:
+    from longview.evaluation.study import baseline_studies
+    from longview.files import write_json
+
+    studies = baseline_studies(data, command=command)
+    write_json(json, studies)
+    for study in studies:
+        say(f"{study['name']}: hr@10 {study['mean']['hr@10']:.4f}, ndcg@10 {study['mean']['ndcg@10']:.4f}")
     say(f"Written to {json}")

@@ -50,12 +50,13 @@ def load_results(directory: Path) -> list[dict[str, Any]]:
             value = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not valid JSON ({error}); run the command that writes it again") from None
-        if not isinstance(value, dict) or "seeds" not in value:
-            continue  # a benchmark, which has tables of its own
-        missing = [key for key in REQUIRED if key not in value]
-        if missing:
-            raise InputError(f"{path}: a study without {', '.join(missing)}; run the command that writes it again")
-        studies.append({**value, "path": path.name})
+        for one in value if isinstance(value, list) else [value]:  # baselines share a file
+            if not isinstance(one, dict) or "seeds" not in one:
+                continue  # a benchmark, which has tables of its own
+            missing = [key for key in REQUIRED if key not in one]
+            if missing:
+                raise InputError(f"{path}: a study without {', '.join(missing)}; run the command that writes it again")
+            studies.append({**one, "path": path.name})
     return studies
 
 
