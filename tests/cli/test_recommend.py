@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -113,3 +114,22 @@ def test_ids_with_commas_quotes_and_foreign_letters_survive() -> None:
     assert split_ids('a, "b, c" ,"say ""hi""",ä') == ["a", "b, c", 'say "hi"', "ä"]
     assert split_ids("") == []
     assert isinstance(pa.array(split_ids("1,2")), pa.StringArray)
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json", "items.arrow", "users.arrow", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "foreign"])
+def test_a_damaged_run_directory_names_the_file(
+    longview: Longview, trained: TrainedRun, tmp_path: Path, name: str, damage: str
+) -> None:
+    run = shutil.copytree(trained.run, tmp_path / "run")
+    file = run / name
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        file.write_text('{"hello": "world"}')
+    result = longview("recommend", run, "--sequence", "p0001")
+    assert result.exit_code == 2
+    assert name in result.stderr
+    assert "train" in result.stderr  # the remedy

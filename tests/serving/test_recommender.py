@@ -13,6 +13,7 @@ import torch
 
 from longview.data.dataset import PreparedData
 from longview.errors import InputError
+from longview.models.retriever import Retriever, RetrieverConfig
 from longview.serving.recommender import Recommender
 from tests.serving.conftest import NewestItem
 
@@ -202,3 +203,46 @@ def test_without_a_data_set_sequences_still_work(recommender: Recommender) -> No
 def test_nobody_asked_nobody_served(recommender: Recommender) -> None:
     assert recommender.recommend(users=[], k=3).num_rows == 0
     assert recommender.recommend(sequences=[], k=3).num_rows == 0
+
+
+def timed_model() -> Retriever:
+    torch.manual_seed(3)
+    config = RetrieverConfig.model_validate(
+        {"width": 8, "layers": 1, "heads": 1, "max_length": 6, "embedding": {"time_gaps": "newest"}}
+    )
+    return config.build(NUM_ITEMS)
+
+
+def test_events_of_a_sequence_may_have_times(recommender: Recommender) -> None:
+    model = Recommender(timed_model(), recommender.items)
+    hour, year = 3_600, 31_536_000
+    fresh = [("i1", 0), ("i2", hour)]
+    stale = [("i1", 0), ("i2", year)]
+    table = model.recommend(sequences=[fresh, stale], k=5, include_seen=True)
+    assert table.num_rows == 10
+    scores = np.array(table["score"].to_pylist()).reshape(2, 5)
+    assert not np.array_equal(scores[0], scores[1])
+
+
+def test_a_model_that_reads_times_says_so_when_it_gets_none(recommender: Recommender) -> None:
+    model = Recommender(timed_model(), recommender.items)
+    with pytest.warns(UserWarning, match="taken to happen at once"):
+        bare = model.recommend(sequences=[["i1", "i2"]], k=5)
+    assert bare.equals(model.recommend(sequences=[[("i1", 7), ("i2", 7)]], k=5))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_recommends_the_same(data: PreparedData) -> None:
+    torch.manual_seed(3)
+    model = RetrieverConfig(width=16, layers=2, heads=2, max_length=6).build(NUM_ITEMS)
+    items = data.item_table
+    tables = [
+        Recommender(model, items, data, device=device).recommend(
+            k=5, deny=["i1"], max_per_category=3, category="colour"
+        )
+        for device in ("cpu", "cuda")
+    ]
+    assert tables[0].drop_columns(["score"]).equals(tables[1].drop_columns(["score"]))
+    np.testing.assert_allclose(tables[0]["score"], tables[1]["score"], rtol=1e-4, atol=1e-5)
+    similar = [Recommender(model, items, device=device).similar_items(["i3"], k=4) for device in ("cpu", "cuda")]
+    assert similar[0]["item"].equals(similar[1]["item"])
