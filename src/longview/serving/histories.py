@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from longview.data.batches import JaggedBatch, jagged_rows
 from longview.data.dataset import PreparedData
+from longview.ops.topk import Jagged
 
 Rows = npt.NDArray[np.int64]
 
@@ -48,9 +48,9 @@ class Histories:
         stamps = None if timestamps is None else np.concatenate([np.empty(0, np.int64), *timestamps])
         return cls(np.concatenate([np.empty(0, np.int64), *sequences]), offsets, stamps)
 
-    def seen(self) -> tuple[Tensor, Tensor]:
+    def seen(self, device: torch.device) -> Jagged:
         """Return every history as item indices end to end, and offsets: what a new recommendation leaves out."""
-        return torch.from_numpy(self.items), torch.from_numpy(self.offsets.astype(np.int64))
+        return torch.from_numpy(self.items).to(device), torch.from_numpy(self.offsets.astype(np.int64)).to(device)
 
     def batches(self, max_length: int) -> Iterator[tuple[Rows, JaggedBatch]]:
         """Yield (which histories, their newest `max_length` events), like lengths together.

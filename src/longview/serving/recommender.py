@@ -20,9 +20,11 @@ from longview.evaluation import Report, evaluate
 from longview.evaluation.evaluate import Which
 from longview.models.interface import VectorRecommender
 from longview.ops.topk import blocked_topk
-from longview.serving.filters import Categories, IdList, allowed_items, keep_within_caps
+from longview.serving.caps import Caps
+from longview.serving.filters import IdList, allowed_items
 from longview.serving.histories import Histories
 from longview.serving.lookup import known_index
+from longview.serving.ranking import best_items
 from longview.training.rundir import LoadedRun, load_model
 
 USERS_AT_ONCE = 8_192
@@ -126,14 +128,14 @@ class Recommender:
             raise InputError("recommend for users or for sequences, not both in one call")
         self._check_k(k)
         allowed = allowed_items(self.item_ids, allow, deny)
-        categories = None if max_per_category is None else Categories.of(self.items, category)
-        if max_per_category is not None and max_per_category < 1:
-            raise InputError(f"max_per_category={max_per_category}: at least 1")
+        allowed = None if allowed is None else allowed.to(self.device)
+        caps = None if max_per_category is None else Caps.of(self.items, category, max_per_category)
         names, parts = self._histories(users, sequences)
         found = []
         for histories in parts:
-            exclude = None if include_seen else histories.seen()
-            found.append(self._best(self._encode(histories), k, exclude, allowed, categories, max_per_category or k))
+            seen = None if include_seen else histories.seen(self.device)
+            queries = self._encode(histories)
+            found.append(best_items(queries, self._item_vectors, k, exclude=seen, allow=allowed, caps=caps))
         scores, chosen = _stack(found, k)
         return self._table("user", names, scores, chosen, k)
 
@@ -222,34 +224,6 @@ class Recommender:
                 vectors[torch.from_numpy(rows).to(self.device)] = part
         return self._item_vectors.new_empty(0, self._item_vectors.shape[1]) if vectors is None else vectors
 
-    def _best(
-        self,
-        queries: Tensor,
-        k: int,
-        exclude: tuple[Tensor, Tensor] | None,
-        allowed: Tensor | None,
-        categories: Categories | None,
-        cap: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Return scores and item indices (n, ≤ catalogue), −1 where there is none; only the first k of a row count."""
-        exclude = None if exclude is None else (exclude[0].to(self.device), exclude[1].to(self.device))
-        allowed = None if allowed is None else allowed.to(self.device)
-        if categories is None:
-            return blocked_topk(queries, self._item_vectors, k, exclude=exclude, allow=allowed)
-        fetch, catalogue = min(4 * k + 16, len(self.item_ids)), len(self.item_ids)
-        scores = queries.new_full((queries.shape[0], k), -torch.inf)
-        chosen = torch.full((queries.shape[0], k), -1, dtype=torch.int64, device=self.device)
-        left = torch.arange(queries.shape[0], device=self.device)
-        while left.numel():
-            some = None if exclude is None else _rows_of(exclude, left)
-            found, candidates = blocked_topk(queries[left], self._item_vectors, fetch, exclude=some, allow=allowed)
-            kept = keep_within_caps(candidates, categories, cap, k)
-            scores[left], chosen[left] = _compact(found, candidates, kept, k)
-            full = (kept.sum(1) >= k) | (candidates[:, -1] < 0)
-            left = left[~full] if fetch < catalogue else left[:0]
-            fetch = min(4 * fetch, catalogue)
-        return scores, chosen
-
     def _table(self, first: str, names: pa.Array, scores: Tensor, chosen: Tensor, k: int) -> pa.Table:
         present = (chosen >= 0).cpu().numpy()
         rows, ranks = np.nonzero(present)
@@ -298,20 +272,3 @@ def _stack(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
     if not parts:
         return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
     return torch.cat([scores for scores, _ in parts]), torch.cat([chosen for _, chosen in parts])
-
-
-def _rows_of(jagged: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-    values, offsets = jagged
-    lengths = offsets.diff()[rows]
-    ends = lengths.cumsum(0)
-    within = torch.arange(int(lengths.sum()), device=values.device)
-    at = within + torch.repeat_interleave(offsets[:-1][rows] - (ends - lengths), lengths)
-    return values[at], torch.cat([ends.new_zeros(1), ends])
-
-
-def _compact(scores: Tensor, candidates: Tensor, kept: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Move the kept candidates to the front, in order, and cut to `k`."""
-    order = (~kept).to(torch.int8).argsort(dim=1, stable=True)[:, :k]
-    stays = kept.gather(1, order)
-    scores, candidates = scores.gather(1, order), candidates.gather(1, order)
-    return scores.masked_fill(~stays, -torch.inf), candidates.masked_fill(~stays, -1)
