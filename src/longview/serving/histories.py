@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,13 +40,6 @@ class Histories:
         rows, offsets = jagged_rows(data.offsets[users], data.offsets[users + 1])
         columns = (None if column is None else column[rows] for column in (data.timestamps, data.actions))
         return cls(data.items[rows].astype(np.int64), offsets, *columns)
-
-    @classmethod
-    def of_sequences(cls, sequences: Sequence[Rows], timestamps: Sequence[Rows] | None = None) -> Histories:
-        """Return sequences of item indices (oldest first) as histories."""
-        offsets = np.cumsum([0, *map(len, sequences)])
-        stamps = None if timestamps is None else np.concatenate([np.empty(0, np.int64), *timestamps])
-        return cls(np.concatenate([np.empty(0, np.int64), *sequences]), offsets, stamps)
 
     def seen(self, device: torch.device) -> Jagged:
         """Return every history as item indices end to end, and offsets: what a new recommendation leaves out."""
