@@ -11,8 +11,7 @@ Shape suffixes: T tokens of the batch, N sequences x heads, R rows of a block, C
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longview.ops.attention.bias import RelativeBias
-from longview.ops.attention.lanes import lane_buffer, lanes, whole_lanes
+from longview.ops.attention.lanes import Scratch
 from longview.ops.attention.mask import MaskSpec
 from longview.ops.attention.packing import Packing, Rows, packing_of
 from longview.ops.attention.tile_bias import TileBias
@@ -99,27 +98,26 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, position: Tensor | None, time: Tensor | None, settings: _Settings
 ) -> Tensor:
     work = _computed(q, k, v)
-    out = _rows(work[2])
-    bias = _tile_bias(position, time, settings.packing, work[0].dtype)
-    scratch = _Scratch(work[0].dtype)
+    out = work[2].new_empty(v.shape)
+    bias = _tile_bias(position, time, settings.packing, out.dtype)
+    scratch = Scratch(out.dtype)
     for part in _parts(settings, work, (out,), scratch):
         _forward_part(part, settings, bias, scratch)
-    return out[:-1].view(v.shape).to(v.dtype)
+    return out.to(v.dtype)
 
 
-def _forward_part(part: _Part, settings: _Settings, bias: TileBias | None, scratch: _Scratch) -> None:
+def _forward_part(part: _Part, settings: _Settings, bias: TileBias | None, scratch: Scratch) -> None:
     q, k, v, out = part.tensors
     for block in part.blocks:
-        q_NRD = q[:, block.start : block.stop]
-        sum_NRD = scratch.take("sum", (*q_NRD.shape[:2], v.shape[2]))
+        q_NRD = _cut(q, block)
+        sum_NRD, _ = scratch.take("sum", (*q_NRD.shape[:2], v.shape[2]))
         for number, tile in enumerate(block.tiles):
-            z_NRC, _ = _scores(part, q_NRD, k, block, tile, settings, bias, scratch)
-            torch.ops.aten.silu_(lanes(z_NRC))
+            z_NRC, z_flat, _ = _scores(part, q_NRD, _cut(k, tile), block, tile, settings, bias, scratch)
+            torch.ops.aten.silu_(z_flat)
             weight_NRC = _masked(z_NRC, tile)
-            v_NCD = v[:, tile.start : tile.stop]
-            sum_NRD.baddbmm_(weight_NRC, v_NCD, beta=min(number, 1), alpha=settings.scale)
+            sum_NRD.baddbmm_(weight_NRC, _cut(v, tile), beta=min(number, 1), alpha=settings.scale)
         if block.tiles:
-            out[:, block.start : block.stop].copy_(sum_NRD)
+            _cut(out, block).copy_(sum_NRD)
 
 
 def _backward(saved: tuple[Tensor | None, ...], d_out: Tensor, settings: _Settings) -> tuple[Tensor | None, ...]:
@@ -128,98 +126,92 @@ def _backward(saved: tuple[Tensor | None, ...], d_out: Tensor, settings: _Settin
     assert k is not None
     assert v is not None
     work = _computed(q, k, v, d_out)
-    gradients = tuple(_rows(x) for x in work[:3])
+    gradients = tuple(x.new_empty(x.shape) for x in work[:3])
     bias = _tile_bias(position, time, settings.packing, work[0].dtype)
-    scratch = _Scratch(work[0].dtype)
+    scratch = Scratch(work[0].dtype)
     for part in _parts(settings, work, gradients, scratch):
         _backward_part(part, settings, bias, scratch)
-    d_position, d_time = (None, None) if bias is None else bias.gradients()
-    found = (*(g[:-1].view(x.shape) for g, x in zip(gradients, work, strict=False)), d_position, d_time)
+    found = (*gradients, *((None, None) if bias is None else bias.gradients()))
     return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in zip(found, saved, strict=True))
 
 
-def _backward_part(part: _Part, settings: _Settings, bias: TileBias | None, scratch: _Scratch) -> None:
+def _backward_part(part: _Part, settings: _Settings, bias: TileBias | None, scratch: Scratch) -> None:
     q, k, v, d_out, d_q, d_k, d_v = part.tensors
     for block in part.blocks:
-        rows = slice(block.start, block.stop)
-        q_NRD, d_out_NRD = q[:, rows], d_out[:, rows]
-        sum_NRD = scratch.take("sum", q_NRD.shape)
+        q_NRD, d_out_NRD = _cut(q, block), _cut(d_out, block)
+        sum_NRD, _ = scratch.take("sum", tuple(q_NRD.shape))
         for number, tile in enumerate(block.tiles):
-            columns = slice(tile.start, tile.stop)
-            k_NCD, v_NCD = k[:, columns], v[:, columns]
-            z_NRC, bucket = _scores(part, q_NRD, k, block, tile, settings, bias, scratch)
+            k_NCD, v_NCD = _cut(k, tile), _cut(v, tile)
+            z_NRC, z_flat, bucket = _scores(part, q_NRD, k_NCD, block, tile, settings, bias, scratch)
             # One buffer holds the weights, then their gradient, then that of the scores.
-            held_NRC = scratch.take("held", z_NRC.shape)
-            torch.ops.aten.silu.out(lanes(z_NRC), out=lanes(held_NRC))
+            held_NRC, held_flat = scratch.take("held", tuple(z_NRC.shape))
+            torch.ops.aten.silu.out(z_flat, out=held_flat)
             weight_NRC = _masked(held_NRC, tile)
-            part_NCD = scratch.take("part", v_NCD.shape)
+            part_NCD, _ = scratch.take("part", tuple(v_NCD.shape))
             torch.bmm(weight_NRC.mT, d_out_NRD, out=part_NCD)
-            d_v[:, columns].add_(part_NCD, alpha=settings.scale)
+            _cut(d_v, tile).add_(part_NCD, alpha=settings.scale)
             held_NRC.baddbmm_(d_out_NRD, v_NCD.mT, beta=0, alpha=settings.scale)
-            torch.ops.aten.silu_backward.grad_input(lanes(held_NRC), lanes(z_NRC), grad_input=lanes(held_NRC))
+            torch.ops.aten.silu_backward.grad_input(held_flat, z_flat, grad_input=held_flat)
             d_z_NRC = _masked(held_NRC, tile)
             if bias is not None:
                 bias.collect(_by_head(d_z_NRC, part.heads), block, tile, bucket)
-            part_NCD = scratch.take("part", k_NCD.shape)
+            part_NCD, _ = scratch.take("part", tuple(k_NCD.shape))
             torch.bmm(d_z_NRC.mT, q_NRD, out=part_NCD)
-            d_k[:, columns].add_(part_NCD, alpha=settings.alpha)
+            _cut(d_k, tile).add_(part_NCD, alpha=settings.alpha)
             sum_NRD.baddbmm_(d_z_NRC, k_NCD, beta=min(number, 1), alpha=settings.alpha)
         if block.tiles:
-            d_q[:, rows].copy_(sum_NRD)
+            _cut(d_q, block).copy_(sum_NRD)
 
 
 def _parts(
-    settings: _Settings, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], scratch: _Scratch
+    settings: _Settings, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], scratch: Scratch
 ) -> Iterator[_Part]:
-    """Yield what there is to compute; what is added to the parts' outputs (zero before) is in `outputs` at the end.
-
-    `outputs` are rows (T x heads + 1, D), uninitialised: the last one takes what vacant rows leave.
-    """
-    total, heads = inputs[0].shape[:2]
-    views = [Rows.of(x) for x in inputs]
-    for chunk in settings.packing.chunks:
-        rows = chunk.token.numel()
-        given = [chunk.gather(x, scratch.take(f"in {i}", (rows, x.matrix.shape[1]))) for i, x in enumerate(views)]
-        made = [scratch.take(f"out {i}", (rows, x.shape[1])).zero_() for i, x in enumerate(outputs)]
-        stamps = None if settings.stamps is None else settings.stamps[chunk.tokens]
-        yield _Part(heads, chunk.blocks, (*given, *(x.view(-1, chunk.length, x.shape[1]) for x in made)), stamps)
-        for result, out in zip(made, outputs, strict=True):
-            out.index_copy_(0, chunk.target, result)
-    tensors = (*inputs, *(x[:-1].view(total, heads, x.shape[1]) for x in outputs))
-    for long in settings.packing.longs:
-        stamps = None if settings.stamps is None else settings.stamps[None, long.start : long.stop]
-        own = [x[long.start : long.stop].transpose(0, 1) for x in tensors]
+    """Yield what there is to compute; what is added to the parts' outputs (zero before) is in `outputs` at the end."""
+    packing, heads = settings.packing, inputs[0].shape[1]
+    if packing.chunks:
+        views = [Rows.of(x) for x in inputs]
+        packed = [x.new_zeros(packing.rows, x.shape[2]) for x in outputs]
+        for chunk in packing.chunks:
+            rows = chunk.token.numel()
+            copies = [scratch.take(f"in {i}", (rows, x.matrix.shape[1]))[0] for i, x in enumerate(views)]
+            given = (chunk.gather(x, copy) for x, copy in zip(views, copies, strict=True))
+            stamps = None if settings.stamps is None else settings.stamps[chunk.tokens]
+            yield _Part(heads, chunk.blocks, (*given, *map(chunk.part, packed)), stamps)
+        for x, out in zip(packed, outputs, strict=True):
+            packing.unpack(x, out)
+    for long in packing.longs:
+        own = [x[long.start : long.stop].transpose(0, 1) for x in (*inputs, *outputs)]
         for x in own[len(inputs) :]:
             x.zero_()
+        stamps = None if settings.stamps is None else settings.stamps[None, long.start : long.stop]
         yield _Part(heads, long.blocks, tuple(own), stamps)
-
-
-def _rows(x_THD: Tensor) -> Tensor:
-    """Return uninitialised rows (T x heads + 1, D)."""
-    return x_THD.new_empty(x_THD.shape[0] * x_THD.shape[1] + 1, x_THD.shape[2])
 
 
 def _scores(
     part: _Part,
     q_NRD: Tensor,
-    k: Tensor,
+    k_NCD: Tensor,
     block: Block,
     tile: Tile,
     settings: _Settings,
     bias: TileBias | None,
-    scratch: _Scratch,
-) -> tuple[Tensor, Tensor | None]:
-    z_NRC = scratch.take("scores", (*q_NRD.shape[:2], tile.stop - tile.start))
-    z_NRC.baddbmm_(q_NRD, k[:, tile.start : tile.stop].mT, beta=0, alpha=settings.alpha)
-    if bias is None:
-        return z_NRC, None
-    return z_NRC, bias.add(_by_head(z_NRC, part.heads), block, tile, part.stamps)
+    scratch: Scratch,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the scores of a tile, the same flat in whole lanes, and the time buckets where there is a bias."""
+    z_NRC, flat = scratch.take("scores", (*q_NRD.shape[:2], k_NCD.shape[1]))
+    z_NRC.baddbmm_(q_NRD, k_NCD.mT, beta=0, alpha=settings.alpha)
+    bucket = None if bias is None else bias.add(_by_head(z_NRC, part.heads), block, tile, part.stamps)
+    return z_NRC, flat, bucket
+
+
+def _cut(x: Tensor, of: Block | Tile) -> Tensor:
+    return x.narrow(1, of.start, of.stop - of.start)
 
 
 def _masked(x_NRC: Tensor, tile: Tile) -> Tensor:
     for edge in tile.edges:
         keep = edge.keep if edge.keep.dtype == x_NRC.dtype else edge.keep.to(x_NRC.dtype)
-        x_NRC[:, :, edge.start : edge.stop].mul_(keep)
+        x_NRC.narrow(2, edge.start, edge.stop - edge.start).mul_(keep)
     return x_NRC
 
 
@@ -237,17 +229,3 @@ def _computed(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the tensors in the dtype scores are computed in, rows of `d` elements contiguous."""
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     return tuple(x.to(dtype) if x.stride(2) == 1 else x.to(dtype).contiguous() for x in tensors)
-
-
-class _Scratch:
-    """Buffers that are taken again and again, so that no tile waits for fresh memory."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype, self._buffers = dtype, dict[str, Tensor]()
-
-    def take(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Return uninitialised memory of `shape`; it is the caller's until the next `take` of the same name."""
-        size = math.prod(shape)
-        if name not in self._buffers or self._buffers[name].numel() < whole_lanes(size):
-            self._buffers[name] = lane_buffer(size, self._dtype)
-        return self._buffers[name][:size].view(shape)

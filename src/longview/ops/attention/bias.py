@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longview.ops.attention.lanes import lane_buffer, lanes
+from longview.ops.attention.lanes import Scratch
 
 BUCKET_WIDTH = 0.301  # in ln(seconds), from the published code
 
@@ -63,8 +63,9 @@ def time_buckets(difference: Tensor, num_buckets: int) -> Tensor:
     """
     # Differences are whole numbers before they are rounded to float32; then as few passes as can be.
     if difference.is_cpu:
-        bucket = lane_buffer(difference.numel(), torch.float32)[: difference.numel()].view(difference.shape)
-        lanes(bucket.copy_(difference).abs_().clamp_(min=1)).log_()
+        bucket, flat = Scratch(torch.float32).take("buckets", difference.shape)
+        bucket.copy_(difference).abs_().clamp_(min=1)
+        flat.log_()
     else:
         bucket = difference.float().abs_().clamp_(min=1).log_()
     return bucket.mul_(1 / BUCKET_WIDTH).clamp_(max=num_buckets - 1).int()

@@ -8,6 +8,9 @@ no rest.
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -17,20 +20,39 @@ GRAIN = 32768  # elements below which torch does not share a pass among threads
 
 def whole_lanes(count: int) -> int:
     """Return the least length of at least `count` that leaves no thread a rest."""
+    return _whole_lanes(count, torch.get_num_threads())
+
+
+@lru_cache(maxsize=4096)
+def _whole_lanes(count: int, most_threads: int) -> int:
     threads, before = 1, 0
     while threads != before:
         before = threads
-        unit = LANES * threads
-        padded = -(-count // unit) * unit
-        threads = min(torch.get_num_threads(), max(-(-padded // GRAIN), threads))
+        padded = -(-count // (LANES * threads)) * LANES * threads
+        threads = min(most_threads, max(-(-padded // GRAIN), threads))
     return padded
 
 
-def lanes(x: Tensor) -> Tensor:
-    """Return `x`, at the beginning of a buffer from `lane_buffer`, as a flat tensor of whole lanes."""
-    return x.as_strided((whole_lanes(x.numel()),), (1,))
+class Scratch:
+    """Buffers that are taken again and again, so that no tile waits for fresh memory."""
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._buffers: dict[str, Tensor] = {}
+        self._views: dict[str, dict[tuple[int, ...], tuple[Tensor, Tensor]]] = {}
 
-def lane_buffer(count: int, dtype: torch.dtype) -> Tensor:
-    """Return zeros with room for whole lanes of `count` elements or fewer."""
-    return torch.zeros(whole_lanes(count) + LANES * torch.get_num_threads(), dtype=dtype)
+    def take(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return uninitialised memory twice: as a tensor of `shape`, and flat in whole lanes for elementwise passes.
+
+        It is the caller's until the next `take` of the same name.
+        """
+        views = self._views.setdefault(name, {})
+        if shape not in views:
+            size = math.prod(shape)
+            padded = whole_lanes(size)
+            if name not in self._buffers or self._buffers[name].numel() < padded:
+                self._buffers[name] = torch.empty(padded, dtype=self._dtype)
+                views.clear()
+            buffer = self._buffers[name]
+            views[shape] = buffer[:size].view(shape), buffer[:padded]
+        return views[shape]

@@ -57,18 +57,18 @@ class Chunk:
     """Short sequences of one padded length, copied to `(count x heads, length, D)`.
 
     Attributes:
-        token, head: (count * heads * length,) int64, what each copied row holds; a vacant row repeats some token.
+        start: where its rows begin among the packed rows of all chunks.
+        token, head: (count * heads * length,) int64, what each row holds; a vacant row repeats some token.
         vacant: int64, the rows that hold no token.
-        target: (count * heads * length,) int64, token * heads + head of each row; one past the last if vacant.
         tokens: (count, length) int64, the token of each position.
     """
 
+    start: int
     length: int
     blocks: tuple[Block, ...]
     token: Tensor
     head: Tensor
     vacant: Tensor
-    target: Tensor
     tokens: Tensor
 
     def gather(self, rows: Rows, out: Tensor) -> Tensor:
@@ -77,14 +77,36 @@ class Chunk:
         torch.index_select(rows.matrix, 0, index, out=out)
         return out.index_fill_(0, self.vacant, 0).view(-1, self.length, out.shape[1])
 
+    def part(self, packed: Tensor) -> Tensor:
+        """Return this chunk's part of `packed` (rows, D) as (count x heads, length, D)."""
+        return packed.narrow(0, self.start, self.token.numel()).view(-1, self.length, packed.shape[1])
+
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The layout of one batch."""
+    """The layout of one batch.
+
+    Attributes:
+        rows: packed rows of all chunks.
+        longest: positions of the longest sequence, padding included.
+        packed: int64, the packed row of every head of every token of the chunks, in batch order.
+        target: int64, token * heads + head of each of these, or None where they are all there are.
+    """
 
     chunks: tuple[Chunk, ...]
     longs: tuple[Long, ...]
+    rows: int
     longest: int
+    packed: Tensor
+    target: Tensor | None
+
+    def unpack(self, packed: Tensor, out_THD: Tensor) -> None:
+        """Write `packed` (rows, D) to its places in `out_THD`, which is contiguous."""
+        out = out_THD.view(-1, packed.shape[1])
+        if self.target is None:
+            torch.index_select(packed, 0, self.packed, out=out)
+        else:
+            out.index_copy_(0, self.target, packed.index_select(0, self.packed))
 
 
 @lru_cache(maxsize=8)
@@ -100,14 +122,29 @@ def packing_of(mask: MaskSpec, sequences: tuple[Lengths, ...], heads: int, exact
         elif size:
             members[c, padded_history(mask, c, h, t, exact), t].append((token, (c, h, t)))
         token += size
-    chunks = []
+    chunks: list[Chunk] = []
+    rows = 0
     for padded, group in members.items():
         blocks = blocks_of(mask, *padded)
         widest = max(((t.stop - t.start) * (b.stop - b.start) for b in blocks for t in b.tiles), default=1)
         step = max(CACHED // (widest * heads), 1)
-        chunks += [_chunk(group[at : at + step], padded, blocks, heads, token) for at in range(0, len(group), step)]
+        for at in range(0, len(group), step):
+            chunks.append(_chunk(group[at : at + step], padded, blocks, heads, rows))
+            rows += chunks[-1].token.numel()
     longest = max([x.length for x in chunks] + [x.stop - x.start for x in longs], default=1)
-    return Packing(tuple(chunks), tuple(longs), longest)
+    packed, target = _places(chunks, token, heads)
+    return Packing(tuple(chunks), tuple(longs), rows, longest, packed, target if longs else None)
+
+
+def _places(chunks: list[Chunk], total: int, heads: int) -> tuple[Tensor, Tensor]:
+    """Return the packed row of every head of every token that has one, and token * heads + head of each."""
+    place = torch.full((total * heads,), -1)
+    for chunk in chunks:
+        row = torch.arange(chunk.start, chunk.start + chunk.token.numel())
+        occupied = torch.ones(row.shape, dtype=torch.bool).index_fill_(0, chunk.vacant, False)
+        place[(chunk.token * heads + chunk.head)[occupied]] = row[occupied]
+    target = (place >= 0).nonzero()[:, 0]
+    return place[target], target
 
 
 def padded_history(mask: MaskSpec, c: int, h: int, t: int, exact: bool) -> int:
@@ -120,7 +157,7 @@ def padded_history(mask: MaskSpec, c: int, h: int, t: int, exact: bool) -> int:
 
 
 def _chunk(
-    group: Sequence[tuple[int, Lengths]], padded: Lengths, blocks: tuple[Block, ...], heads: int, total: int
+    group: Sequence[tuple[int, Lengths]], padded: Lengths, blocks: tuple[Block, ...], heads: int, first_row: int
 ) -> Chunk:
     real = torch.ones(len(group), 1, dtype=torch.bool)
     if len(group) * heads == 1:  # one matrix alone takes another path through the library than one of several
@@ -135,8 +172,5 @@ def _chunk(
     tokens = torch.where(vacant, start, tokens)
     head = torch.arange(heads)[None, :, None].expand(count, heads, length)
     token = tokens[:, None, :].expand_as(head)
-    empty = vacant[:, None, :].expand_as(head)
-    target = torch.where(empty, total * heads, token * heads + head)
-    return Chunk(
-        length, blocks, token.flatten(), head.flatten(), empty.flatten().nonzero()[:, 0], target.flatten(), tokens
-    )
+    empty = vacant[:, None, :].expand_as(head).flatten().nonzero()[:, 0]
+    return Chunk(first_row, length, blocks, token.flatten(), head.flatten(), empty, tokens)

@@ -1,0 +1,72 @@
+"""Timing several providers of one result fairly: interleaved rounds in one run, medians and spread.
+
+A machine is never quite the same twice. Taking turns lets whatever else it does slow all providers alike, so
+ratios of medians of one run hold where ratios between runs do not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from longview.errors import InputError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one provider over the rounds of a run."""
+
+    median: float
+    p10: float
+    p90: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        p10, median, p90 = (float(x) for x in np.percentile(seconds, [10, 50, 90]))
+        return cls(median, p10, p90, len(seconds))
+
+    def rate(self, work: float) -> float:
+        """Return `work` per second at the median."""
+        return work / self.median
+
+    def as_dict(self) -> dict[str, float]:
+        """Return milliseconds, JSON-ready."""
+        return {
+            "median_ms": round(1e3 * self.median, 4),
+            "p10_ms": round(1e3 * self.p10, 4),
+            "p90_ms": round(1e3 * self.p90, 4),
+        }
+
+
+def interleaved(
+    providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 2
+) -> dict[str, Timing]:
+    """Call every provider once a round, each round beginning with another one, and return their timings.
+
+    A provider does its work before it returns (on a GPU it synchronises). `warm_up` rounds are not counted.
+
+    Example:
+        >>> timings = interleaved({"sum": lambda: sum(range(1000)), "max": lambda: max(range(1000))}, rounds=3)
+        >>> timings["sum"].rounds
+        3
+
+    Raises:
+        InputError: fewer than one round.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds={rounds}: at least 1")
+    seconds: dict[str, list[float]] = {name: [] for name in providers}
+    names = list(providers)
+    for turn in range(-warm_up, rounds):
+        first = turn % max(len(names), 1)
+        for name in names[first:] + names[:first]:
+            begin = time.perf_counter()
+            providers[name]()
+            spent = time.perf_counter() - begin
+            if turn >= 0:
+                seconds[name].append(spent)
+    return {name: Timing.of(spent) for name, spent in seconds.items()}

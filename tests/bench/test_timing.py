@@ -1,0 +1,54 @@
+"""Interleaved timing: everybody gets as many turns, and no one is always first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longview.bench.attention import Setting, bench_attention
+from longview.bench.timing import Timing, interleaved
+from longview.errors import InputError
+from longview.ops.attention import MaskSpec
+
+
+def test_providers_take_turns_and_each_begins_a_round() -> None:
+    calls: list[str] = []
+    timings = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3, warm_up=0)  # type: ignore[misc]
+    assert calls == list("abcbcacab")
+    assert {t.rounds for t in timings.values()} == {3}
+
+
+def test_warm_up_rounds_are_called_but_not_counted() -> None:
+    calls: list[int] = []
+    timing = interleaved({"only": lambda: calls.append(1)}, rounds=4, warm_up=2)["only"]
+    assert (len(calls), timing.rounds) == (6, 4)
+
+
+def test_a_timing_is_a_median_with_its_spread() -> None:
+    timing = Timing.of([0.1 * n for n in range(11)])
+    assert (timing.p10, timing.median, timing.p90) == pytest.approx((0.1, 0.5, 0.9))
+    assert timing.rate(100) == pytest.approx(200)
+    assert timing.as_dict() == {"median_ms": 500.0, "p10_ms": 100.0, "p90_ms": 900.0}
+
+
+def test_no_rounds_is_an_error() -> None:
+    with pytest.raises(InputError, match="rounds=0"):
+        interleaved({}, rounds=0)
+
+
+def test_bench_attention_counts_pairs_and_checks_what_it_times(tmp_path: Path) -> None:
+    settings = [
+        Setting("long", (90,), 2, 8, MaskSpec.ultra_prefix(16, 8)),
+        Setting("short", (3, 20), 1, 8, MaskSpec.causal()),
+    ]
+    result = bench_attention(tmp_path / "bench.json", rounds=1, settings=settings)
+    assert json.loads((tmp_path / "bench.json").read_text()) == result
+    long, short = result["settings"]
+    assert long["visible_pairs"] == int(MaskSpec.ultra_prefix(16, 8).dense(0, 90, 0).sum())
+    assert short["visible_pairs"] == 3 * 4 // 2 + 20 * 21 // 2
+    assert set(long["providers"]) == {"ours", "ours, causal", "reference, dense", "SDPA, causal softmax"}
+    assert "padded, dense" in short["providers"]
+    assert max(long["relative_error"], short["relative_error"]) < 1e-5
+    assert result["environment"]["threads"] >= 1
