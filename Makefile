@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench-cpu clean
+.PHONY: demo test lint bench-cpu tables clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Longview needs Python 3.11 or newer")'
@@ -26,6 +26,9 @@ test: lint  ## lint, types and the whole test suite
 bench-cpu: $(STAMP)  ## the CPU speed figures of the README, as JSON in results/
 	$(BIN)/longview bench attention --json results/cpu-attention.json
 	$(BIN)/longview bench train --json results/cpu-train.json
+
+tables: $(STAMP)  ## the tables of the README, from results/
+	$(BIN)/python -c "from pathlib import Path; from longview.evaluation.tables import render_tables; render_tables(Path('results'), Path('README.md'))"
 
 clean:
 	rm -rf $(VENV) build dist demo src/*.egg-info

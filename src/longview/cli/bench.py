@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +90,8 @@ def train_bench(
 
 
 def _deliver(result: dict[str, Any], file: Path | None) -> None:
-    """Write the result where asked, and print it otherwise."""
+    """Write the result where asked, and print it otherwise; it says which command made it."""
+    result = {**result, "command": _command(sys.argv[1:])}
     if file is None:
         emit_json(result)
         return
@@ -97,3 +99,11 @@ def _deliver(result: dict[str, Any], file: Path | None) -> None:
 
     write_json(file, result)
     note(f"written to {file}")
+
+
+def _command(words: list[str]) -> str:
+    """Return the command line; where somebody keeps an interpreter is nobody's business."""
+    hidden = [
+        "PYTHON" if before == "--peer-python" else word for before, word in zip(["", *words], words, strict=False)
+    ]
+    return " ".join(["longview", *hidden])

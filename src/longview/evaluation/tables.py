@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from longview.errors import InputError
+from longview.evaluation.speed_table import speed_table
 from longview.files import atomic_file
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+SPEED_BEGIN, SPEED_END = "<!-- speed:begin -->", "<!-- speed:end -->"
 PUBLISHED = Path(__file__).parent / "published.yaml"
 REQUIRED = ("name", "dataset", "split", "fingerprint", "seeds", "mean", "std", "command")
 
@@ -27,15 +29,20 @@ def render_tables(results: Path, readme: Path, *, write: bool = True) -> str:
     """
     readme = Path(readme)
     text = readme.read_text(encoding="utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
+    if BEGIN not in text or END not in text:
         raise InputError(f"{readme}: needs a line {BEGIN} and, after it, a line {END}, between which the tables go")
-    made = f"{head}{BEGIN}\n{tables(load_results(results))}\n{END}{tail}"
+    made = _between(text, BEGIN, END, tables(load_results(results)))
+    made = _between(made, SPEED_BEGIN, SPEED_END, speed_table(results))
     if write and made != text:
         with atomic_file(readme) as work:
             work.write_text(made, encoding="utf-8")
     return made
+
+
+def _between(text: str, begin: str, end: str, content: str) -> str:
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    return f"{head}{begin}\n{content}\n{end}{tail}" if found and closed else text
 
 
 def load_results(directory: Path) -> list[dict[str, Any]]:

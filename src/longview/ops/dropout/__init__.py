@@ -35,7 +35,7 @@ def _mask(x: Tensor, rate: float) -> Tensor:
     words = -(-x.numel() // 4)
     seed = int(torch.randint(1 << 62, ()))
     drawn = torch.from_numpy(np.random.SFC64(seed).random_raw(words).view(np.int16))[: x.numel()]
-    dropped = round(rate * LEVELS)
+    dropped = min(max(round(rate * LEVELS), 1), LEVELS - 1)
     threshold = dropped - LEVELS // 2  # a draw is kept from here on
     # Clamping to two neighbouring values and subtracting stays in one dtype, where comparing would not vectorise.
     keep = drawn.clamp_(threshold - 1, threshold).to(x.dtype if x.dtype.itemsize > 2 else torch.float32)
