@@ -13,7 +13,8 @@ HEAD = "| what | Longview | beside it, in the same run | from |\n|---|---|---|--
 
 def speed_table(results: Path) -> str:
     """Return the Markdown table of every benchmark file in `results`, with the machines they ran on below it."""
-    lines, machines = [], {}
+    lines: list[str] = []
+    machines: dict[str, None] = {}
     for path in sorted(Path(results).glob("*.json")):
         value = json.loads(path.read_text(encoding="utf-8"))
         rows = ROWS.get(value.get("benchmark", "")) if isinstance(value, dict) else None
