@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -172,6 +173,26 @@ class TestProperties:
         before = Case([(0, 120, 0)], *(x[:120] for x in (batch.q, batch.k, batch.v, batch.d_out)))
         assert max(relative_errors([batch.run(NAMED[name])[0][:120]], [before.run(NAMED[name])[0]])) < 1e-6
 
+    def test_the_same_bits_on_one_thread_or_several(self) -> None:
+        batch, threads = case([600, 40, 130, 700, 90, 200] * 3, bias=True), torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            one = batch.run(NAMED["ultra_prefix"])
+            torch.set_num_threads(3)
+            several = batch.run(NAMED["ultra_prefix"])
+            assert torch.get_num_threads() == 3, "the setting outlives the pass"
+        finally:
+            torch.set_num_threads(threads)
+        assert all(map(torch.equal, one, several))
+
+    def test_works_in_inference_mode(self) -> None:
+        batch = case([600, 700, 130])
+        with torch.inference_mode():
+            out = semi_local_attention(
+                batch.q + 0, batch.k, batch.v, batch.offsets, NAMED["ultra_prefix"], alpha=0.7, scale_length=5.0
+            )
+        assert torch.equal(out, batch.run(NAMED["ultra_prefix"])[0])
+
     def test_an_empty_batch_and_empty_sequences(self) -> None:
         assert case([]).run(MaskSpec.causal())[0].shape == (0, 2, 8)
         assert case([0, 0]).run(MaskSpec.causal(), "cpu")[1].shape == (0, 2, 8)
@@ -196,6 +217,16 @@ class Counter(TorchDispatchMode):
         return out
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A dispatch mode sees the operations of its own thread only."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 class TestCost:
     HEADS, DIM = 2, 16
 

@@ -11,8 +11,9 @@ Shape suffixes: T tokens of the batch, N sequences x heads, R rows of a block, C
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,12 @@ from torch.autograd.function import once_differentiable
 from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.lanes import Scratch
 from longview.ops.attention.mask import MaskSpec
-from longview.ops.attention.packing import Packing, Rows, packing_of
+from longview.ops.attention.packing import Chunk, Long, Packing, Rows, packing_of
 from longview.ops.attention.tile_bias import TileBias
 from longview.ops.attention.tiles import Block, Tile
+from longview.ops.attention.workers import Piece, share
+
+WORTHWHILE = 1 << 19  # scores; about a millisecond of work, several times the start of a thread
 
 
 def banded_attention(
@@ -99,10 +103,7 @@ def _forward(
 ) -> Tensor:
     work = _computed(q, k, v)
     out = work[2].new_empty(v.shape)
-    bias = _tile_bias(position, time, settings.packing, out.dtype)
-    scratch = Scratch(out.dtype)
-    for part in _parts(settings, work, (out,), scratch):
-        _forward_part(part, settings, bias, scratch)
+    _run(_forward_part, work, (out,), _tile_bias(position, time, settings.packing, out.dtype), settings)
     return out.to(v.dtype)
 
 
@@ -128,9 +129,7 @@ def _backward(saved: tuple[Tensor | None, ...], d_out: Tensor, settings: _Settin
     work = _computed(q, k, v, d_out)
     gradients = tuple(x.new_empty(x.shape) for x in work[:3])
     bias = _tile_bias(position, time, settings.packing, work[0].dtype)
-    scratch = Scratch(work[0].dtype)
-    for part in _parts(settings, work, gradients, scratch):
-        _backward_part(part, settings, bias, scratch)
+    _run(_backward_part, work, gradients, bias, settings)
     found = (*gradients, *((None, None) if bias is None else bias.gradients()))
     return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in zip(found, saved, strict=True))
 
@@ -163,28 +162,67 @@ def _backward_part(part: _Part, settings: _Settings, bias: TileBias | None, scra
             _cut(d_q, block).copy_(sum_NRD)
 
 
-def _parts(
-    settings: _Settings, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], scratch: Scratch
-) -> Iterator[_Part]:
-    """Yield what there is to compute; what is added to the parts' outputs (zero before) is in `outputs` at the end."""
+def _run(
+    compute: Callable[[_Part, _Settings, TileBias | None, Scratch], None],
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    bias: TileBias | None,
+    settings: _Settings,
+) -> None:
+    """Compute every part of the batch; what is added to the parts' outputs (zero before) ends up in `outputs`."""
     packing, heads = settings.packing, inputs[0].shape[1]
+    packed = [x.new_empty(packing.rows, x.shape[2]) for x in outputs]
+    views = [Rows.of(x) for x in inputs]
+    pieces: list[Piece] = []
+    parts: list[tuple[TileBias, int, int]] = []
+
+    def add(make: Callable[[Scratch], _Part], first: int, stop: int) -> None:
+        own = None if bias is None else bias.of_heads(first, stop)
+        if own is not None:
+            parts.append((own, first, stop))
+        pieces.append(lambda scratch: compute(make(scratch), settings, own, scratch))
+
+    for long in packing.longs:
+        for first, stop in _pairs(heads):
+            add(partial(_long_part, long, (inputs, outputs), slice(first, stop), settings.stamps), first, stop)
+    for chunk in packing.chunks:
+        add(partial(_chunk_part, chunk, (views, packed), heads, settings.stamps), 0, heads)
+    share(pieces, inputs[0].dtype, worthwhile=packing.scores >= WORTHWHILE)
+    for own, first, stop in parts:
+        bias.absorb(own, first, stop)  # type: ignore[union-attr]
     if packing.chunks:
-        views = [Rows.of(x) for x in inputs]
-        packed = [x.new_zeros(packing.rows, x.shape[2]) for x in outputs]
-        for chunk in packing.chunks:
-            rows = chunk.token.numel()
-            copies = [scratch.take(f"in {i}", (rows, x.matrix.shape[1]))[0] for i, x in enumerate(views)]
-            given = (chunk.gather(x, copy) for x, copy in zip(views, copies, strict=True))
-            stamps = None if settings.stamps is None else settings.stamps[chunk.tokens]
-            yield _Part(heads, chunk.blocks, (*given, *map(chunk.part, packed)), stamps)
         for x, out in zip(packed, outputs, strict=True):
             packing.unpack(x, out)
-    for long in packing.longs:
-        own = [x[long.start : long.stop].transpose(0, 1) for x in (*inputs, *outputs)]
-        for x in own[len(inputs) :]:
-            x.zero_()
-        stamps = None if settings.stamps is None else settings.stamps[None, long.start : long.stop]
-        yield _Part(heads, long.blocks, tuple(own), stamps)
+
+
+def _pairs(heads: int) -> Iterator[tuple[int, int]]:
+    """Cut `heads` in twos, an odd one with the last two: pieces small enough to share, of a size no batch changes."""
+    last = max(heads // 2 - 1, 0)
+    return ((2 * at, heads if at == last else 2 * at + 2) for at in range(last + 1))
+
+
+def _long_part(
+    long: Long,
+    tensors: tuple[Sequence[Tensor], Sequence[Tensor]],
+    heads: slice,
+    stamps: Tensor | None,
+    scratch: Scratch,
+) -> _Part:
+    given, made = ([x[long.start : long.stop, heads].transpose(0, 1) for x in group] for group in tensors)
+    for x in made:
+        x.zero_()
+    own = None if stamps is None else stamps[None, long.start : long.stop]
+    return _Part(heads.stop - heads.start, long.blocks, (*given, *made), own)
+
+
+def _chunk_part(
+    chunk: Chunk, tensors: tuple[Sequence[Rows], Sequence[Tensor]], heads: int, stamps: Tensor | None, scratch: Scratch
+) -> _Part:
+    rows, (inputs, outputs) = chunk.token.numel(), tensors
+    copies = [scratch.take(f"in {i}", (rows, x.matrix.shape[1]))[0] for i, x in enumerate(inputs)]
+    given = [chunk.gather(x, copy) for x, copy in zip(inputs, copies, strict=True)]
+    made = [chunk.part(x).zero_() for x in outputs]
+    return _Part(heads, chunk.blocks, (*given, *made), None if stamps is None else stamps[chunk.tokens])
 
 
 def _scores(
@@ -222,7 +260,8 @@ def _by_head(x_NRC: Tensor, heads: int) -> Tensor:
 def _tile_bias(position: Tensor | None, time: Tensor | None, packing: Packing, dtype: torch.dtype) -> TileBias | None:
     if position is None and time is None:
         return None
-    return TileBias(position, time, packing.longest, dtype)
+    position, time = (x if x is None else x.to(dtype) for x in (position, time))
+    return TileBias(position, time, packing.longest)
 
 
 def _computed(*tensors: Tensor) -> tuple[Tensor, ...]:

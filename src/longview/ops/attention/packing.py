@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from longview.ops.attention.mask import MaskSpec
-from longview.ops.attention.tiles import Block, blocks_of, newest_rows
+from longview.ops.attention.tiles import Block, blocks_of, newest_rows, visits
 
 LONG = 512  # tokens; a longer sequence fills the machine by itself
 BUCKET = 32  # short histories are padded to a multiple of this
@@ -88,6 +88,7 @@ class Packing:
 
     Attributes:
         rows: packed rows of all chunks.
+        scores: scores the batch visits, all heads.
         longest: positions of the longest sequence, padding included.
         packed: int64, the packed row of every head of every token of the chunks, in batch order.
         target: int64, token * heads + head of each of these, or None where they are all there are.
@@ -96,6 +97,7 @@ class Packing:
     chunks: tuple[Chunk, ...]
     longs: tuple[Long, ...]
     rows: int
+    scores: int
     longest: int
     packed: Tensor
     target: Tensor | None
@@ -133,7 +135,9 @@ def packing_of(mask: MaskSpec, sequences: tuple[Lengths, ...], heads: int, exact
             rows += chunks[-1].token.numel()
     longest = max([x.length for x in chunks] + [x.stop - x.start for x in longs], default=1)
     packed, target = _places(chunks, token, heads)
-    return Packing(tuple(chunks), tuple(longs), rows, longest, packed, target if longs else None)
+    scores = heads * sum(visits(x.blocks) for x in longs)
+    scores += sum(x.token.numel() // x.length * visits(x.blocks) for x in chunks)
+    return Packing(tuple(chunks), tuple(longs), rows, scores, longest, packed, target if longs else None)
 
 
 def _places(chunks: list[Chunk], total: int, heads: int) -> tuple[Tensor, Tensor]:

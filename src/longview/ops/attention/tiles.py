@@ -7,7 +7,7 @@ where the mask is windowed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -64,7 +64,12 @@ def blocks_of(mask: MaskSpec, c: int, h: int, t: int) -> tuple[Block, ...]:
 
 def visited(mask: MaskSpec, c: int, h: int, t: int) -> int:
     """Return how many scores the tiles hold: what the CPU path computes, against `mask.pairs` that count."""
-    return sum((b.stop - b.start) * (t_.stop - t_.start) for b in blocks_of(mask, c, h, t) for t_ in b.tiles)
+    return visits(blocks_of(mask, c, h, t))
+
+
+def visits(blocks: Iterable[Block]) -> int:
+    """Return how many scores the tiles of `blocks` hold."""
+    return sum((block.stop - block.start) * (tile.stop - tile.start) for block in blocks for tile in block.tiles)
 
 
 def spans(mask: MaskSpec, c: int, h: int, t: int, row: int) -> list[Span]:
