@@ -21,6 +21,7 @@ from longview.evaluation.evaluate import Which
 from longview.models.interface import VectorRecommender
 from longview.ops.topk import blocked_topk
 from longview.serving.caps import Caps
+from longview.serving.encode import encode
 from longview.serving.filters import IdList, allowed_items
 from longview.serving.histories import Histories
 from longview.serving.lookup import known_index
@@ -134,7 +135,7 @@ class Recommender:
         found = []
         for histories in parts:
             seen = None if include_seen else histories.seen(self.device)
-            queries = self._encode(histories)
+            queries = encode(self.model, histories, self.device)
             found.append(best_items(queries, self._item_vectors, k, exclude=seen, allow=allowed, caps=caps))
         scores, chosen = _stack(found, k)
         return self._table("user", names, scores, chosen, k)
@@ -184,7 +185,7 @@ class Recommender:
     ) -> tuple[pa.Array, Iterator[Histories]]:
         if sequences is not None:
             names = pa.array([str(number) for number in range(len(sequences))], pa.string())
-            return names, iter([self._of_sequences(sequences)])
+            return names, iter([self._of_sequences(sequences)] if len(sequences) else [])
         ids, active = self.data.user_ids, np.diff(self.data.offsets) > 0
         index = np.flatnonzero(active) if users is None else known_index(ids, users, "user")
         if not active[index].all():
@@ -212,17 +213,6 @@ class Recommender:
             )
             times = np.zeros(len(flat), np.int64)
         return Histories(known_index(self.item_ids, names, "item", self._titles), offsets, times)
-
-    def _encode(self, histories: Histories) -> Tensor:
-        """Return (n, d) float32 user vectors."""
-        vectors: Tensor | None = None
-        with torch.inference_mode():
-            for rows, batch in histories.batches(self.model.max_length):
-                part = self.model.user_vectors(batch.to(self.device)).float()
-                if vectors is None:
-                    vectors = part.new_empty(len(histories), part.shape[1])
-                vectors[torch.from_numpy(rows).to(self.device)] = part
-        return self._item_vectors.new_empty(0, self._item_vectors.shape[1]) if vectors is None else vectors
 
     def _table(self, first: str, names: pa.Array, scores: Tensor, chosen: Tensor, k: int) -> pa.Table:
         present = (chosen >= 0).cpu().numpy()
