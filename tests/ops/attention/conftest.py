@@ -30,6 +30,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def forget() -> None:
         tiles.blocks_of.cache_clear()
+        tiles.runs_of.cache_clear()
         packing.packing_of.cache_clear()
 
     for module, name, value in (
@@ -37,7 +38,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (tiles, "COLUMNS", 24),
         (tiles, "ALIGN", 4),
         (packing, "BUCKET", 8),
-        (packing, "LONG", 30),
+        (tiles, "LONG", 30),
+        (tiles, "TALL_ROWS", 16),
+        (tiles, "TOGETHER", 600),
         (packing, "CACHED", 2000),
     ):
         monkeypatch.setattr(module, name, value)

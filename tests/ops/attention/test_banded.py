@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longview.ops.attention import MaskSpec, RelativeBias, semi_local_attention
-from longview.ops.attention.packing import BUCKET, LONG
-from longview.ops.attention.tiles import ROWS, visited
+from longview.ops.attention.packing import BUCKET
+from longview.ops.attention.tiles import LONG, ROWS, visited
 from tests.ops.attention.conftest import MASKS
 from tests.ops.attention.helpers import Case, case, relative_errors
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,30 +11,35 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longview.ops.attention import MaskSpec
-from longview.ops.attention.tiles import ALIGN, ROWS, blocks_of, spans, visited
+from longview.ops.attention.tiles import ALIGN, ROWS, TOGETHER, Block, blocks_of, runs_of, spans, visited, visits
 from tests.ops.attention.conftest import MASKS
 
 sizes = st.tuples(st.integers(0, 12), st.integers(0, 70), st.integers(0, 20))
 
 
-def painted(mask: MaskSpec, c: int, h: int, t: int) -> Tensor:
+def painted(blocks: Iterable[Block], length: int) -> Tensor:
     """Return how often the tiles of a sequence visit each pair, edges applied."""
-    n = c + h + t
-    paint = torch.zeros(n, n)
-    for block in blocks_of(mask, c, h, t):
-        for tile in block.tiles:
-            weight = torch.ones(block.stop - block.start, tile.stop - tile.start)
-            for edge in tile.edges:
-                weight[:, edge.start : edge.stop] *= edge.keep
-            paint[block.start : block.stop, tile.start : tile.stop] += weight
+    paint = torch.zeros(length, length)
+    for block in blocks:
+        for further in range(0, block.count * block.height, block.height):
+            rows = slice(block.start + further, block.stop + further)
+            for tile in block.tiles:
+                weight = torch.ones(block.height, tile.width)
+                for edge in tile.edges:
+                    weight[:, edge.start : edge.stop] *= edge.keep
+                moved = further if tile.moves else 0
+                paint[rows, tile.start + moved : tile.stop + moved] += weight
     return paint
 
 
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("form", [blocks_of, runs_of])
 @given(MASKS, sizes)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_tiles_visit_every_visible_pair_once_and_no_other(mask: MaskSpec, size: tuple[int, int, int]) -> None:
-    assert torch.equal(painted(mask, *size), mask.dense(*size).float())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tiles_visit_every_visible_pair_once_and_no_other(
+    form: Callable[..., tuple[Block, ...]], mask: MaskSpec, size: tuple[int, int, int]
+) -> None:
+    assert torch.equal(painted(form(mask, *size), sum(size)), mask.dense(*size).float())
 
 
 @given(MASKS, sizes)
@@ -42,9 +49,20 @@ def test_spans_are_the_rows_of_the_mask(mask: MaskSpec, size: tuple[int, int, in
         assert seen == set(expected.nonzero()[:, 0].tolist())
 
 
-def test_full_size_tiles_cover_a_long_mask() -> None:
-    for mask in (MaskSpec.ultra(256, 128), MaskSpec.ultra_prefix(256, 128), MaskSpec.causal()):
-        assert torch.equal(painted(mask, 0, 1500, 0), mask.dense(0, 1500, 0).float())
+@pytest.mark.parametrize("form", [blocks_of, runs_of])
+@pytest.mark.parametrize("name", ["causal", "ultra", "ultra_prefix"])
+def test_full_size_tiles_cover_a_long_mask(form: Callable[..., tuple[Block, ...]], name: str) -> None:
+    mask = MaskSpec.preset(name)
+    assert torch.equal(painted(form(mask, 0, 2000, 0), 2000), mask.dense(0, 2000, 0).float())
+
+
+def test_equal_blocks_are_computed_together() -> None:
+    """What is left to do one by one is the beginning, the end, and every few blocks between."""
+    mask, length = MaskSpec.ultra_prefix(256, 128), 8192
+    blocks, runs = blocks_of(mask, 0, length, 0), runs_of(mask, 0, length, 0)
+    assert sum(run.count for run in runs) == len(blocks) == length // ROWS
+    assert visits(runs) == visits(blocks)
+    assert len(runs) <= 8 + length // ROWS // (TOGETHER // (ROWS * (256 + ROWS)))
 
 
 @pytest.mark.parametrize(("window", "prefix"), [(256, 128), (512, 256), (64, 0), (100, 30)])

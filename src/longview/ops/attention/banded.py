@@ -24,8 +24,8 @@ from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.lanes import Scratch
 from longview.ops.attention.mask import MaskSpec
 from longview.ops.attention.packing import Chunk, Long, Packing, Rows, packing_of
+from longview.ops.attention.passes import Part, Scale, backward_part, forward_part
 from longview.ops.attention.tile_bias import TileBias
-from longview.ops.attention.tiles import Block, Tile
 from longview.ops.attention.workers import Piece, share
 
 WORTHWHILE = 1 << 19  # scores; about a millisecond of work, several times the start of a thread
@@ -54,10 +54,10 @@ def banded_attention(
     history = lengths - context - targets
     sequences = tuple(zip(context.tolist(), history.tolist(), targets.tolist(), strict=True))
     bias = bias or RelativeBias()
-    exact = bias.position is not None
-    packing = packing_of(mask, sequences, q.shape[1], exact)
+    biased = bias.position is not None or bias.time is not None
+    packing = packing_of(mask, sequences, q.shape[1], biased)
     stamps = None if bias.time is None else bias.timestamps
-    settings = _Settings(packing, alpha, 1 / scale_length, stamps)
+    settings = _Settings(packing, Scale(alpha, 1 / scale_length), stamps)
     out: Tensor = _Banded.apply(q, k, v, bias.position, bias.time, settings)  # type: ignore[no-untyped-call]
     return out
 
@@ -65,18 +65,7 @@ def banded_attention(
 @dataclass(frozen=True)
 class _Settings:
     packing: Packing
-    alpha: float
-    scale: float
-    stamps: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Sequences of one shape: tensors (N, length, D), inputs then outputs, and their timestamps."""
-
-    heads: int
-    blocks: tuple[Block, ...]
-    tensors: tuple[Tensor, ...]
+    scale: Scale
     stamps: Tensor | None
 
 
@@ -103,22 +92,8 @@ def _forward(
 ) -> Tensor:
     work = _computed(q, k, v)
     out = work[2].new_empty(v.shape)
-    _run(_forward_part, work, (out,), _tile_bias(position, time, settings.packing, out.dtype), settings)
+    _run(forward_part, work, (out,), _tile_bias(position, time, settings.packing, out.dtype), settings)
     return out.to(v.dtype)
-
-
-def _forward_part(part: _Part, settings: _Settings, bias: TileBias | None, scratch: Scratch) -> None:
-    q, k, v, out = part.tensors
-    for block in part.blocks:
-        q_NRD = _cut(q, block)
-        sum_NRD, _ = scratch.take("sum", (*q_NRD.shape[:2], v.shape[2]))
-        for number, tile in enumerate(block.tiles):
-            z_NRC, z_flat, _ = _scores(part, q_NRD, _cut(k, tile), block, tile, settings, bias, scratch)
-            torch.ops.aten.silu_(z_flat)
-            weight_NRC = _masked(z_NRC, tile)
-            sum_NRD.baddbmm_(weight_NRC, _cut(v, tile), beta=min(number, 1), alpha=settings.scale)
-        if block.tiles:
-            _cut(out, block).copy_(sum_NRD)
 
 
 def _backward(saved: tuple[Tensor | None, ...], d_out: Tensor, settings: _Settings) -> tuple[Tensor | None, ...]:
@@ -129,41 +104,13 @@ def _backward(saved: tuple[Tensor | None, ...], d_out: Tensor, settings: _Settin
     work = _computed(q, k, v, d_out)
     gradients = tuple(x.new_empty(x.shape) for x in work[:3])
     bias = _tile_bias(position, time, settings.packing, work[0].dtype)
-    _run(_backward_part, work, gradients, bias, settings)
+    _run(backward_part, work, gradients, bias, settings)
     found = (*gradients, *((None, None) if bias is None else bias.gradients()))
     return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in zip(found, saved, strict=True))
 
 
-def _backward_part(part: _Part, settings: _Settings, bias: TileBias | None, scratch: Scratch) -> None:
-    q, k, v, d_out, d_q, d_k, d_v = part.tensors
-    for block in part.blocks:
-        q_NRD, d_out_NRD = _cut(q, block), _cut(d_out, block)
-        sum_NRD, _ = scratch.take("sum", tuple(q_NRD.shape))
-        for number, tile in enumerate(block.tiles):
-            k_NCD, v_NCD = _cut(k, tile), _cut(v, tile)
-            z_NRC, z_flat, bucket = _scores(part, q_NRD, k_NCD, block, tile, settings, bias, scratch)
-            # One buffer holds the weights, then their gradient, then that of the scores.
-            held_NRC, held_flat = scratch.take("held", tuple(z_NRC.shape))
-            torch.ops.aten.silu.out(z_flat, out=held_flat)
-            weight_NRC = _masked(held_NRC, tile)
-            part_NCD, _ = scratch.take("part", tuple(v_NCD.shape))
-            torch.bmm(weight_NRC.mT, d_out_NRD, out=part_NCD)
-            _cut(d_v, tile).add_(part_NCD, alpha=settings.scale)
-            held_NRC.baddbmm_(d_out_NRD, v_NCD.mT, beta=0, alpha=settings.scale)
-            torch.ops.aten.silu_backward.grad_input(held_flat, z_flat, grad_input=held_flat)
-            d_z_NRC = _masked(held_NRC, tile)
-            if bias is not None:
-                bias.collect(_by_head(d_z_NRC, part.heads), block, tile, bucket)
-            part_NCD, _ = scratch.take("part", tuple(k_NCD.shape))
-            torch.bmm(d_z_NRC.mT, q_NRD, out=part_NCD)
-            _cut(d_k, tile).add_(part_NCD, alpha=settings.alpha)
-            sum_NRD.baddbmm_(d_z_NRC, k_NCD, beta=min(number, 1), alpha=settings.alpha)
-        if block.tiles:
-            _cut(d_q, block).copy_(sum_NRD)
-
-
 def _run(
-    compute: Callable[[_Part, _Settings, TileBias | None, Scratch], None],
+    compute: Callable[[Part, Scale, TileBias | None, Scratch], None],
     inputs: tuple[Tensor, ...],
     outputs: tuple[Tensor, ...],
     bias: TileBias | None,
@@ -176,14 +123,14 @@ def _run(
     pieces: list[Piece] = []
     parts: list[tuple[TileBias, int, int]] = []
 
-    def add(make: Callable[[Scratch], _Part], first: int, stop: int) -> None:
+    def add(make: Callable[[Scratch], Part], first: int, stop: int) -> None:
         own = None if bias is None else bias.of_heads(first, stop)
         if own is not None:
             parts.append((own, first, stop))
-        pieces.append(lambda scratch: compute(make(scratch), settings, own, scratch))
+        pieces.append(lambda scratch: compute(make(scratch), settings.scale, own, scratch))
 
     for long in packing.longs:
-        for first, stop in _pairs(heads):
+        for first, stop in _shares(heads, biased=bias is not None):
             add(partial(_long_part, long, (inputs, outputs), slice(first, stop), settings.stamps), first, stop)
     for chunk in packing.chunks:
         add(partial(_chunk_part, chunk, (views, packed), heads, settings.stamps), 0, heads)
@@ -195,10 +142,14 @@ def _run(
             packing.unpack(x, out)
 
 
-def _pairs(heads: int) -> Iterator[tuple[int, int]]:
-    """Cut `heads` in twos, an odd one with the last two: pieces small enough to share, of a size no batch changes."""
-    last = max(heads // 2 - 1, 0)
-    return ((2 * at, heads if at == last else 2 * at + 2) for at in range(last + 1))
+def _shares(heads: int, *, biased: bool) -> Iterator[tuple[int, int]]:
+    """Cut the heads of a long sequence into pieces, of a size that no batch changes.
+
+    One by one where blocks stand for several; else in twos (an odd one with the last two) for larger products.
+    """
+    size = 2 if biased else 1
+    last = max(heads // size - 1, 0)
+    return ((size * at, heads if at == last else size * (at + 1)) for at in range(last + 1))
 
 
 def _long_part(
@@ -207,54 +158,22 @@ def _long_part(
     heads: slice,
     stamps: Tensor | None,
     scratch: Scratch,
-) -> _Part:
+) -> Part:
     given, made = ([x[long.start : long.stop, heads].transpose(0, 1) for x in group] for group in tensors)
     for x in made:
         x.zero_()
     own = None if stamps is None else stamps[None, long.start : long.stop]
-    return _Part(heads.stop - heads.start, long.blocks, (*given, *made), own)
+    return Part(heads.stop - heads.start, long.blocks, (*given, *made), own)
 
 
 def _chunk_part(
     chunk: Chunk, tensors: tuple[Sequence[Rows], Sequence[Tensor]], heads: int, stamps: Tensor | None, scratch: Scratch
-) -> _Part:
+) -> Part:
     rows, (inputs, outputs) = chunk.token.numel(), tensors
     copies = [scratch.take(f"in {i}", (rows, x.matrix.shape[1]))[0] for i, x in enumerate(inputs)]
     given = [chunk.gather(x, copy) for x, copy in zip(inputs, copies, strict=True)]
     made = [chunk.part(x).zero_() for x in outputs]
-    return _Part(heads, chunk.blocks, (*given, *made), None if stamps is None else stamps[chunk.tokens])
-
-
-def _scores(
-    part: _Part,
-    q_NRD: Tensor,
-    k_NCD: Tensor,
-    block: Block,
-    tile: Tile,
-    settings: _Settings,
-    bias: TileBias | None,
-    scratch: Scratch,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the scores of a tile, the same flat in whole lanes, and the time buckets where there is a bias."""
-    z_NRC, flat = scratch.take("scores", (*q_NRD.shape[:2], k_NCD.shape[1]))
-    z_NRC.baddbmm_(q_NRD, k_NCD.mT, beta=0, alpha=settings.alpha)
-    bucket = None if bias is None else bias.add(_by_head(z_NRC, part.heads), block, tile, part.stamps)
-    return z_NRC, flat, bucket
-
-
-def _cut(x: Tensor, of: Block | Tile) -> Tensor:
-    return x.narrow(1, of.start, of.stop - of.start)
-
-
-def _masked(x_NRC: Tensor, tile: Tile) -> Tensor:
-    for edge in tile.edges:
-        keep = edge.keep if edge.keep.dtype == x_NRC.dtype else edge.keep.to(x_NRC.dtype)
-        x_NRC.narrow(2, edge.start, edge.stop - edge.start).mul_(keep)
-    return x_NRC
-
-
-def _by_head(x_NRC: Tensor, heads: int) -> Tensor:
-    return x_NRC.view(-1, heads, *x_NRC.shape[1:])
+    return Part(heads, chunk.blocks, (*given, *made), None if stamps is None else stamps[chunk.tokens])
 
 
 def _tile_bias(position: Tensor | None, time: Tensor | None, packing: Packing, dtype: torch.dtype) -> TileBias | None:

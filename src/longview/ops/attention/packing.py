@@ -16,10 +16,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from longview.ops.attention import tiles
 from longview.ops.attention.mask import MaskSpec
-from longview.ops.attention.tiles import Block, blocks_of, newest_rows, visits
+from longview.ops.attention.tiles import Block, blocks_of, newest_rows, runs_of, visits
 
-LONG = 512  # tokens; a longer sequence fills the machine by itself
 BUCKET = 32  # short histories are padded to a multiple of this
 CACHED = 256 * 1024  # scores of a chunk's widest tile: with their gradients, about what a core or two hold close by
 
@@ -112,23 +112,25 @@ class Packing:
 
 
 @lru_cache(maxsize=8)
-def packing_of(mask: MaskSpec, sequences: tuple[Lengths, ...], heads: int, exact: bool) -> Packing:
-    """Lay out sequences of the given lengths. `exact` keeps every token at its own distance (for a bias)."""
+def packing_of(mask: MaskSpec, sequences: tuple[Lengths, ...], heads: int, biased: bool) -> Packing:
+    """Lay out sequences of the given lengths. `biased`: scores get a bias, which differs between
+    blocks, and every token must keep its distance."""
     longs: list[Long] = []
     members: dict[Lengths, list[tuple[int, Lengths]]] = defaultdict(list)
     token = 0
     for c, h, t in sequences:
         size = c + h + t
-        if size > LONG:
-            longs.append(Long(token, token + size, blocks_of(mask, c, h, t)))
+        if size > tiles.LONG:
+            blocks = blocks_of(mask, c, h, t) if biased else runs_of(mask, c, h, t)
+            longs.append(Long(token, token + size, blocks))
         elif size:
-            members[c, padded_history(mask, c, h, t, exact), t].append((token, (c, h, t)))
+            members[c, padded_history(mask, c, h, t, biased), t].append((token, (c, h, t)))
         token += size
     chunks: list[Chunk] = []
     rows = 0
     for padded, group in members.items():
         blocks = blocks_of(mask, *padded)
-        widest = max(((t.stop - t.start) * (b.stop - b.start) for b in blocks for t in b.tiles), default=1)
+        widest = max((tile.width * block.height for block in blocks for tile in block.tiles), default=1)
         step = max(CACHED // (widest * heads), 1)
         for at in range(0, len(group), step):
             chunks.append(_chunk(group[at : at + step], padded, blocks, heads, rows))
@@ -151,12 +153,12 @@ def _places(chunks: list[Chunk], total: int, heads: int) -> tuple[Tensor, Tensor
     return place[target], target
 
 
-def padded_history(mask: MaskSpec, c: int, h: int, t: int, exact: bool) -> int:
+def padded_history(mask: MaskSpec, c: int, h: int, t: int, biased: bool) -> int:
     """Return the history length that stands in for `h`: the next multiple of `BUCKET` where the mask of the real
     rows is the same there, `h` itself where it is not."""
     padded = -(-h // BUCKET) * BUCKET
     reach = mask.target_reach
-    targets_differ = t > 0 and (exact or (reach is not None and padded >= reach))
+    targets_differ = t > 0 and (biased or (reach is not None and padded >= reach))
     return h if newest_rows(mask, padded) or targets_differ else padded
 
 

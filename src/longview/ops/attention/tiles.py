@@ -8,7 +8,7 @@ where the mask is windowed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -18,7 +18,10 @@ from torch import Tensor
 from longview.ops.attention.mask import MaskSpec
 
 ROWS = 64  # of a block: a wider one wastes more of its window's edges, a narrower one feeds the matrix unit less
-COLUMNS = 512  # of a tile: ROWS x COLUMNS float32 scores of a few heads stay in a core's second-level cache
+TALL_ROWS = 256  # of a block that sees all before it, in a long sequence, where the waste is a small share
+COLUMNS = 512  # of a tile: its scores stay in a core's second-level cache
+LONG = 512  # tokens; a longer sequence is worked on by itself
+TOGETHER = 128 * 1024  # scores of the equal blocks of a long sequence that are computed at once
 ALIGN = 16  # column ranges start at a multiple of this, so that score rows keep their alignment
 
 Span = tuple[int, int]
@@ -35,31 +38,61 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Columns `start:stop` that the rows of a block see, all of them outside the edges."""
+    """Columns `start:stop` that the rows of a block see, all of them outside the edges.
+
+    Where a block stands for several, the columns are those of the first, and `moves` says that they move with it.
+    """
 
     start: int
     stop: int
     edges: tuple[Edge, ...]
+    moves: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows `start:stop` of a sequence and the tiles they see, which do not overlap."""
+    """Rows `start:stop` of a sequence and the tiles they see, which do not overlap.
+
+    `count` blocks that follow each other may be one: then these are the rows of the first of them.
+    """
 
     start: int
     stop: int
     tiles: tuple[Tile, ...]
+    count: int = 1
+
+    @property
+    def height(self) -> int:
+        return self.stop - self.start
 
 
 @lru_cache(maxsize=512)
 def blocks_of(mask: MaskSpec, c: int, h: int, t: int) -> tuple[Block, ...]:
     """Return the blocks of a sequence of c context, h history and t target tokens; their tiles cover the mask."""
     edges: dict[object, Tensor | None] = {}
-    return tuple(
-        Block(start, stop, tuple(_tiles(mask, (c, h, t), start, stop, edges)))
-        for region_start, region_stop in _regions(mask, c, h, t)
-        for start, stop in _cut(region_start, region_stop, ROWS)
-    )
+    blocks = []
+    for first, end in _regions(mask, c, h, t):
+        sees_all = len(spans(mask, c, h, t, first)) == 1
+        for start, stop in _cut(first, end, TALL_ROWS if sees_all and c + h + t > LONG else ROWS):
+            blocks.append(Block(start, stop, tuple(_tiles(mask, (c, h, t), start, stop, edges))))
+    return tuple(blocks)
+
+
+@lru_cache(maxsize=512)
+def runs_of(mask: MaskSpec, c: int, h: int, t: int) -> tuple[Block, ...]:
+    """Return `blocks_of` a sequence with neighbours of one shape made one: few large products, not many small."""
+    runs: list[Block] = []
+    for block in blocks_of(mask, c, h, t):
+        joined = _joined(runs[-1], block) if runs else None
+        if joined is None:
+            runs.append(block)
+        else:
+            runs[-1] = joined
+    return tuple(runs)
 
 
 def visited(mask: MaskSpec, c: int, h: int, t: int) -> int:
@@ -69,7 +102,36 @@ def visited(mask: MaskSpec, c: int, h: int, t: int) -> int:
 
 def visits(blocks: Iterable[Block]) -> int:
     """Return how many scores the tiles of `blocks` hold."""
-    return sum((block.stop - block.start) * (tile.stop - tile.start) for block in blocks for tile in block.tiles)
+    return sum(block.count * block.height * tile.width for block in blocks for tile in block.tiles)
+
+
+def _joined(run: Block, block: Block) -> Block | None:
+    """Return `run` and the `block` after it as one, or None where they differ.
+
+    Their tiles must lie alike: in the same columns, without an edge, or as much further as the rows are.
+    """
+    further = run.count * run.height
+    widest = max((tile.width for tile in run.tiles), default=0)
+    if block.height != run.height or len(block.tiles) != len(run.tiles):
+        return None
+    if (run.count + 1) * run.height * widest > TOGETHER:
+        return None
+    tiles = []
+    for old, new in zip(run.tiles, block.tiles, strict=True):
+        same = old.width == new.width and (run.count == 1 or old.moves == (new.start != old.start))
+        if same and new.start == old.start + further and _alike(old.edges, new.edges):
+            tiles.append(replace(old, moves=True))
+        elif same and new.start == old.start and not old.edges and not new.edges:
+            tiles.append(old)
+        else:
+            return None
+    return replace(run, tiles=tuple(tiles), count=run.count + 1)
+
+
+def _alike(some: tuple[Edge, ...], others: tuple[Edge, ...]) -> bool:
+    return len(some) == len(others) and all(
+        a.start == b.start and a.stop == b.stop and a.keep is b.keep for a, b in zip(some, others, strict=True)
+    )
 
 
 def spans(mask: MaskSpec, c: int, h: int, t: int, row: int) -> list[Span]:

@@ -8,8 +8,11 @@ number of threads.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import torch
 
@@ -22,27 +25,49 @@ def share(pieces: list[Piece], dtype: torch.dtype, *, worthwhile: bool) -> None:
     """Run `pieces`, which write to different places, on as many threads as torch would use.
 
     Each call gets the scratch memory of its thread, for tensors of `dtype`. Gradients are not recorded. Where it is
-    not `worthwhile` to start threads, this one does it all. An error of a piece is raised here.
+    not `worthwhile` to wake threads, this one does it all. An error of a piece is raised here.
     """
     threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
     waiting = iter(pieces)
 
     def work() -> None:
-        scratch = Scratch(dtype)
-        with torch.inference_mode(inference), torch.no_grad():  # neither is inherited by a new thread
+        torch.set_num_threads(1)  # partly a setting of the thread, so said in each
+        scratch = _own.scratch(dtype, inference=inference)
+        with torch.inference_mode(inference), torch.no_grad():  # neither is inherited by another thread
             for piece in waiting:  # taking the next one of a list is atomic
                 piece(scratch)
 
-    torch.set_num_threads(1)
     try:
         helpers = min(threads, len(pieces)) - 1
         if helpers < 1 or not worthwhile:
             work()
             return
-        with ThreadPoolExecutor(helpers, thread_name_prefix="longview-attention") as pool:
-            others = [pool.submit(work) for _ in range(helpers)]
-            work()
+        others = [_helpers(threads - 1).submit(work) for _ in range(helpers)]
+        work()
         for other in others:
             other.result()
     finally:
         torch.set_num_threads(threads)
+
+
+class _Own(threading.local):
+    """The scratch memory of a thread, kept between calls: fresh memory costs as much as the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[torch.dtype, bool], Scratch] = {}
+
+    def scratch(self, dtype: torch.dtype, *, inference: bool) -> Scratch:
+        key = (dtype, inference)  # what is made in inference mode cannot be written outside it
+        if key not in self._kept:
+            self._kept[key] = Scratch(dtype)
+        return self._kept[key]
+
+
+@lru_cache(maxsize=1)
+def _helpers(count: int) -> ThreadPoolExecutor:
+    """Return waiting threads. Starting one costs, and so do the buffers that the matrix library gives a new one."""
+    return ThreadPoolExecutor(count, thread_name_prefix="longview-attention")
+
+
+_own = _Own()
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not survive a fork
