@@ -1,0 +1,70 @@
+"""Arithmetic of one tile of scores inside a kernel, and the loads that feed it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tanh(x):
+    """The hardware's tanh (one operation, relative error about 2^-11); float32 in and out."""
+    return tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def silu(half_z, FAST: tl.constexpr):
+    """Return SiLU(z) of z / 2. SiLU(z) = y tanh(y) + y with y = z / 2: one special function instead of two."""
+    if FAST:
+        found = half_z * tanh(half_z) + half_z
+    else:
+        z = half_z * 2
+        found = z / (1 + tl.exp(-z))
+    return found
+
+
+@triton.jit
+def silu_and_slope(half_z, FAST: tl.constexpr):
+    """Return SiLU(z) and its derivative s + SiLU(z) (1 - s), s = sigmoid(z), of z / 2."""
+    if FAST:
+        t = tanh(half_z)
+        weight = half_z * t + half_z
+        s = t * 0.5 + 0.5
+    else:
+        z = half_z * 2
+        s = 1 / (1 + tl.exp(-z))
+        weight = z * s
+    return weight, weight * (1 - s) + s
+
+
+@triton.jit
+def load_rows(base, first, stop, stride, ROWS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, CHECK: tl.constexpr):
+    """Return rows `first:first + ROWS` (ROWS, PADDED) of a head; with CHECK zeros from `stop` on.
+
+    Zeros, because the next token belongs to another sequence, and a NaN there must not spread.
+    """
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, PADDED)
+    pointers = base + first.to(tl.int64) * stride + rows[:, None] * stride + dims[None, :]
+    if CHECK:
+        inside = first + rows[:, None] < stop
+        if DIM < PADDED:
+            inside &= dims[None, :] < DIM
+        found = tl.load(pointers, mask=inside, other=0.0)
+    elif DIM < PADDED:
+        found = tl.load(pointers, mask=dims[None, :] < DIM, other=0.0)
+    else:
+        found = tl.load(pointers)
+    return found
+
+
+@triton.jit
+def store_rows(base, first, stop, stride, values, ROWS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr):
+    """Write `values` (ROWS, PADDED) to rows `first:stop` of a head, in the dtype that is there."""
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, PADDED)
+    pointers = base + first.to(tl.int64) * stride + rows[:, None] * stride + dims[None, :]
+    inside = first + rows[:, None] < stop
+    if DIM < PADDED:
+        inside &= dims[None, :] < DIM
+    tl.store(pointers, values.to(base.dtype.element_ty), mask=inside)

@@ -1,0 +1,39 @@
+"""Whether Triton kernels can run on a device, and in which form.
+
+A kernel runs compiled on a GPU, or, with TRITON_INTERPRET=1 set before the first import of triton, slowly and exactly
+on the CPU (in float32: the interpreter's bfloat16 is wrong). Kernel modules import triton at the top and are imported
+by their dispatcher only once `why_no_triton` returned None.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 products and asynchronous copies
+
+
+def interpreted() -> bool:
+    """Return whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def why_no_triton(device: torch.device | str) -> str | None:
+    """Return why Triton kernels cannot run on tensors of `device`, in a sentence, or None where they can."""
+    kind = torch.device(device).type
+    if kind != "cuda" and not (kind == "cpu" and interpreted()):
+        return f"Triton kernels need a CUDA GPU, and the tensors are on {kind}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed; a CUDA build of torch brings it (pip install triton)"
+    if kind == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < LEAST_CAPABILITY:
+            return f"this GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 (Ampere)"
+    return None
+
+
+def padded_dim(dim: int) -> int:
+    """Return the power of two, 16 at least, that a kernel rounds a head dimension up to."""
+    return max(16, 1 << (dim - 1).bit_length())
