@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from longview.cli.app import guarded
 from longview.errors import InputError, LongviewError
+from longview.training import InterruptedRunError
 from tests.cli.conftest import Longview
 
 COMMANDS = ["demo", "prepare", "train", "evaluate", "recommend", "similar", "simulate", "config", "doctor", "bench"]
@@ -77,6 +79,10 @@ def test_bad_input_is_one_message_on_stderr_and_status_2(
         (InputError("rows.csv: row 3 is empty"), 2, "error: rows.csv: row 3 is empty\n"),
         (LongviewError("the disk is full"), 1, "error: the disk is full\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (InterruptedRunError("stopped; go on with --resume"), 130, "stopped; go on with --resume\n"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.csv/out"), 2, "error: a.csv/out: Not a directory; "),
+        (PermissionError(errno.EACCES, "Permission denied", "/out"), 2, "error: /out: Permission denied; "),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: No space left on device; "),
     ],
 )
 def test_errors_become_exit_statuses(
@@ -88,15 +94,28 @@ def test_errors_become_exit_statuses(
     with pytest.raises(typer.Exit) as exit_:
         guarded(command)()
     assert exit_.value.exit_code == status
-    assert capsys.readouterr().err == text
+    printed = capsys.readouterr().err
+    assert printed.startswith(text)
+    assert printed.count("\n") == 1
 
 
-def test_a_bug_is_not_dressed_up_as_an_error() -> None:
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), OSError(errno.EBADF, "Bad file descriptor"), OSError("odd")])
+def test_a_bug_is_not_dressed_up_as_an_error(bug: Exception) -> None:
     def command() -> None:
-        raise ZeroDivisionError
+        raise bug
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(bug)):
         guarded(command)()
+
+
+def test_a_place_that_cannot_be_written_is_named(longview: Longview, tmp_path: Path) -> None:
+    log, blocked = tmp_path / "log.csv", tmp_path / "file"
+    log.write_text("user,item,time\na,x,1600000000\na,y,1600000001\nb,x,1600000002\n")
+    blocked.touch()
+    result = longview("prepare", log, "--out", blocked / "data")
+    assert result.exit_code == 2
+    assert f"error: {blocked}" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "log.csv"]
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

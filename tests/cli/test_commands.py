@@ -141,6 +141,19 @@ def test_the_demo_replaces_nothing_but_a_demo(longview: Longview, tmp_path: Path
     assert (tmp_path / "data" / "mine.csv").read_text() == "precious"
 
 
+def test_an_interrupted_demo_says_that_it_begins_again(
+    longview: Longview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise InterruptedRunError("go on with --resume")  # which the demo does not have
+
+    monkeypatch.setattr("longview.cli.demo.SHOP", {"users": 120, "items": 80, "max_history": 40})
+    monkeypatch.setattr("longview.training.train", interrupted)
+    result = longview("demo", "--out", tmp_path / "demo")
+    assert result.exit_code == 130
+    assert result.stderr == "stopped; `longview demo` begins again, and replaces what it left\n"
+
+
 def test_an_interrupted_training_says_where_the_checkpoint_is(
     longview: Longview, trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

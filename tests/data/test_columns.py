@@ -62,6 +62,13 @@ def test_order_strengths_and_actions_are_guessed(tmp_path: Path) -> None:
     assert (found.order, found.strengths, found.actions) == ("position", ("rating",), ("event_type", "is_click"))
 
 
+def test_columns_that_are_not_read_are_said(tmp_path: Path) -> None:
+    found = columns(tmp_path, "row,user_id,item_id,timestamp,What\n1,2,3,1600000000,view\n")
+    assert found.unused == ("row", "What")
+    assert ("not used", "row, What", "--action or --strength keeps one") in found.describe()
+    assert columns(tmp_path, "user_id,item_id,timestamp\n2,3,1600000000\n").describe()[-1][0] == "time"
+
+
 def test_ignored_columns_are_not_guessed(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp,rating,event\n1,2,1600000000,5,view\n"
     found = columns(tmp_path, text, ignore=("rating", "event", "timestamp"))

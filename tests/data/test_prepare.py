@@ -201,7 +201,9 @@ def test_cold_targets_and_repeats_are_counted(tmp_path: Path) -> None:
     rows = [("u", item, T0 + n) for n, item in enumerate(["a", "b", "c", "new"])]
     rows += [("v", item, T0 + n) for n, item in enumerate(["a", "b", "c", "a"])]
     log = write_rows(tmp_path / "log.csv", ["user", "item", "time"], rows)
-    split = prepare(log, out=tmp_path / "data", split="leave-last-out").meta.card["split"]
+    card = prepare(log, out=tmp_path / "data", split="leave-last-out").meta.card
+    assert (card["repeat_share"], card["density"]) == (1 / 8, 7 / 8)  # 7 different pairs of 2 users and 4 items
+    split = card["split"]
     assert (split["train_events"], split["test_users"]) == (4, 2)
     assert split["cold_test_share"] == 0.5  # `new`
     assert split["cold_validation_share"] == 1.0  # `c` is in no training event
@@ -290,6 +292,16 @@ def test_a_truncated_gzip_file_leaves_nothing(tmp_path: Path) -> None:
 def test_nested_ids_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user": [[1], [2]], "item": ["a", "b"], "time": [T0, T0]}), tmp_path / "log.parquet")
     refused(tmp_path, tmp_path / "log.parquet", "column 'user' is of type List.*no id")
+
+
+def test_ids_of_bytes_are_text_or_refused(tmp_path: Path) -> None:
+    def bytes_log(*users: bytes) -> Path:
+        table = pa.table({"user": users, "item": [b"a", b"b"], "time": [T0, T0]})
+        pq.write_table(table, tmp_path / "log.parquet")
+        return tmp_path / "log.parquet"
+
+    refused(tmp_path, bytes_log(b"u", b"\xff"), "log.parquet: column 'user' holds bytes that are not UTF-8 text")
+    assert prepare(bytes_log(b"u", b"u"), out=tmp_path / "data").user_ids.ids.to_pylist() == ["u"]
 
 
 @pytest.mark.parametrize("build", [lambda p: p, lambda p: p / "inner"])

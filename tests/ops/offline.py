@@ -39,7 +39,9 @@ def _compile(
 
     given = [signature.get(argument, "constexpr") for argument in kernel.arg_names]
     aligned = {
-        (at,): [["tt.divisibility", 16]] for at, kind in enumerate(given) if kind.startswith("*") or kind.endswith(":16")
+        (at,): [["tt.divisibility", 16]]
+        for at, kind in enumerate(given)
+        if kind.startswith("*") or kind.endswith(":16")
     }
     types = dict(zip(kernel.arg_names, (kind.removesuffix(":16") for kind in given), strict=True))
     source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)

@@ -166,7 +166,8 @@ def test_similar_items_are_nearest_by_cosine_and_leave_the_item_out(recommender:
     ("arguments", "message"),
     [
         ({"users": ["u99"]}, r"unknown user 'u99' \(did you mean 'u9'\?\)"),
-        ({"users": ["zz", "yy"]}, r"unknown user 'zz'.*\(and 1 more\)"),
+        ({"users": ["zz", "yy"]}, r"unknown user 'zz'.*\(and 1 more\).*give a sequence of items"),
+        ({"users": "u1"}, r"users are a list of ids, for example \['u1'\]"),
         ({"sequences": [["i1", "i400"]]}, r"unknown item 'i400' \(did you mean 'i40?'\?\)"),
         ({"sequences": [["Thing 12"]]}, r"item 'i12' has the title 'Thing 12': give the id"),
         ({"sequences": [["i1"], []]}, "sequence 1 is empty"),
@@ -175,6 +176,7 @@ def test_similar_items_are_nearest_by_cosine_and_leave_the_item_out(recommender:
         ({"sequences": [["i1"]], "users": ["u1"]}, "not both"),
         ({"sequences": [["i1"]], "k": 41}, "k=41 is outside 1 to 40, the number of items in the catalogue"),
         ({"sequences": [["i1"]], "k": 0}, "k=0 is outside"),
+        ({"sequences": [["i1"]], "k": 2.5}, r"k=2\.5: a whole number"),
         ({"sequences": [["i1"]], "allow": ["i1", "i2"], "deny": ["i2"]}, "both the allow and the deny list.*'i2'"),
         ({"sequences": [["i1"]], "deny": [f"i{n}" for n in range(40)]}, "covers the whole catalogue"),
         ({"sequences": [["i1"]], "deny": Path("nowhere.txt")}, "deny list nowhere.txt: cannot be read"),
@@ -186,6 +188,11 @@ def test_similar_items_are_nearest_by_cosine_and_leave_the_item_out(recommender:
 def test_bad_requests_are_explained(recommender: Recommender, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         recommender.recommend(**arguments)
+
+
+def test_similar_items_take_a_list(recommender: Recommender) -> None:
+    with pytest.raises(InputError, match=r"items are a list of ids, for example \['i3'\]"):
+        recommender.similar_items("i3")
 
 
 def test_an_allow_list_of_strangers_is_an_error(recommender: Recommender) -> None:

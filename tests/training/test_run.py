@@ -40,6 +40,16 @@ class SignalAt(TrainingProgress):
             os.kill(os.getpid(), self.kind)
 
 
+class Notes(TrainingProgress):
+    """Keeps what the run says."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
 def checkpoint_tensors(out: Path) -> dict[str, torch.Tensor]:
     path = latest_checkpoint(out / "checkpoint")
     assert path is not None
@@ -235,10 +245,25 @@ class TestTrouble:
             train(tiny_config(), tiny, tmp_path / "run", progress=SignalAt(5))
         assert evaluate(load_model(tmp_path / "run").model, tiny, "validation", resamples=0).num_users == 60
 
+    def test_a_finished_run_says_that_it_only_evaluates_again(
+        self, tiny: PreparedData, tiny_config: Configure, tmp_path: Path
+    ) -> None:
+        first = train(tiny_config(), tiny, tmp_path / "run")
+        notes = Notes()
+        assert train(tiny_config(), tiny, tmp_path / "run", resume=True, progress=notes).test.metrics == (
+            first.test.metrics
+        )
+        assert notes.texts == [
+            "the training was done after 2 epochs: only evaluating again",
+            "evaluating the best weights on test",
+        ]
+        with pytest.raises(InputError, match="go on with it by --resume"):
+            train(tiny_config(), tiny, tmp_path / "run")
+
     def test_a_directory_in_use_is_left_alone(self, tiny: PreparedData, tiny_config: Configure, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "thesis.txt").write_text("three years")
-        with pytest.raises(InputError, match="already exists"):
+        with pytest.raises(InputError, match="already exists; choose another directory, or empty it"):
             train(tiny_config(), tiny, tmp_path / "run")
         assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 

@@ -54,7 +54,7 @@ def test_it_finds_its_data_set_again(run: Path, tiny: PreparedData) -> None:
 
 def test_a_data_set_that_moved_can_be_pointed_at(run: Path, tiny: PreparedData, tmp_path: Path) -> None:
     change(run / "data.json", path="/nowhere")
-    with pytest.raises(InputError, match="/nowhere"):
+    with pytest.raises(InputError, match="no longer at /nowhere; say where it is: --data"):
         load_model(run).open_data()
     assert load_model(run).open_data(tiny.path).fingerprint == tiny.fingerprint
 

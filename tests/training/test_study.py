@@ -10,7 +10,7 @@ import pytest
 
 from longview.data.dataset import PreparedData
 from longview.errors import InputError
-from longview.training import study
+from longview.training import InterruptedRunError, study
 from longview.training.config import RunConfig
 from longview.training.study import run_study
 
@@ -50,6 +50,17 @@ def test_runs_of_another_configuration_are_not_mixed_in(
     run_study(tiny_config("loop.epochs=1"), tiny, tmp_path / "study", seeds=(0,), command="")
     with pytest.raises(InputError, match="another configuration"):
         run_study(tiny_config("loop.epochs=1", "model.dropout=0.4"), tiny, tmp_path / "study", seeds=(0,), command="")
+
+
+def test_an_interrupted_study_says_that_it_goes_on_by_itself(
+    tiny: PreparedData, tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise InterruptedRunError("stopped")
+
+    monkeypatch.setattr(study, "train", interrupted)
+    with pytest.raises(InterruptedRunError, match=r"seed 7; .*seed-7/checkpoint.*the same study again"):
+        run_study(tiny_config(), tiny, tmp_path / "study", seeds=(7,), command="")
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 import warnings
@@ -22,9 +23,12 @@ from longview.cli.similar import similar_command
 from longview.cli.simulate import simulate_command
 from longview.cli.study import study_command
 from longview.cli.train import train_command
-from longview.errors import LongviewError
+from longview.errors import InputError, LongviewError
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+PLACE |= {errno.ENAMETOOLONG, errno.ELOOP}
 
 # Without rich markup, help and usage errors cost no import of rich: 0.1 s instead of 0.3 s.
 app = typer.Typer(
@@ -48,7 +52,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             try:
                 command(*args, **kwargs)
             except LongviewError as error:
-                note(f"error: {error}", colour="red")
+                if error.exit_code == INTERRUPTED:
+                    note(str(error))
+                else:
+                    note(f"error: {error}", colour="red")
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt:
                 note("interrupted")
@@ -56,8 +63,22 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             except BrokenPipeError:  # the reader, such as `head`, had enough
                 sys.stderr.close()
                 raise typer.Exit(0) from None
+            except OSError as error:
+                raise typer.Exit(_explain_system_error(error)) from None
 
     return run
+
+
+def _explain_system_error(error: OSError) -> int:
+    """Say what the operating system refused, and return the exit status; an error that is no user's is raised again."""
+    named = "" if error.filename is None else f"{error.filename}: "
+    if error.errno in DISK:
+        note(f"error: {named}{error.strerror}; see to the disk and run again", colour="red")
+        return LongviewError.exit_code
+    if error.errno not in PLACE or not named:
+        raise error
+    note(f"error: {named}{error.strerror}; choose a place that can be read and written", colour="red")
+    return InputError.exit_code
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

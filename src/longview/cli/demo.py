@@ -90,13 +90,16 @@ def _train(out: Path, data: PreparedData) -> None:
     from rich.console import Console
 
     from longview.cli.reports import show_reports
-    from longview.training import resolve_config, train
+    from longview.training import InterruptedRunError, resolve_config, train
     from longview.training.progress import make_progress
 
     options = " ".join(f"--set {setting}" for setting in SETTINGS)
     _step(f"longview train {out}/data --out {out}/run {options}", "")
     config = resolve_config("hstu-small", SETTINGS)
-    result = train(config, data, out / "run", progress=make_progress(Console(stderr=True)), baselines=True)
+    try:
+        result = train(config, data, out / "run", progress=make_progress(Console(stderr=True)), baselines=True)
+    except InterruptedRunError:
+        raise InterruptedRunError("stopped; `longview demo` begins again, and replaces what it left") from None
     say()
     show_reports([result.test, *result.baselines])
     say(f"The result card: {out}/run/card.md")

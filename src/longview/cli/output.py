@@ -12,6 +12,9 @@ import typer
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FOLDED = 16  # characters of a text column that folds where a terminal is narrow
+GAP = 2  # between columns
+
 
 def note(text: str, colour: str | None = None) -> None:
     """Print a line on stderr; coloured up to its first colon, on a terminal."""
@@ -44,13 +47,26 @@ def _print_aligned(heads: list[str], rows: list[list[str]], numbers: list[bool])
     from rich.console import Console
     from rich.table import Table
 
+    columns = [[head, *(row[place] for row in rows)] for place, head in enumerate(heads)]
     pretty = Table(box=None, pad_edge=False, header_style="bold")
-    for head, number in zip(heads, numbers, strict=True):
-        pretty.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for head, cells, number in zip(heads, columns, numbers, strict=True):
+        pretty.add_column(
+            head, justify="right" if number else "left", overflow="fold", no_wrap=number,
+            min_width=_needed(cells, number),
+        )  # fmt: skip
     for row in rows:
         pretty.add_row(*row)
-    width = None if sys.stdout.isatty() else 10_000  # nothing to fit into
-    Console(highlight=False, markup=False, width=width).print(pretty)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
+    # Where the terminal is too narrow even for folded text, let it wrap lines: rich would drop columns.
+    needed = sum(_needed(column, number) for column, number in zip(columns, numbers, strict=True)) + GAP * len(heads)
+    console.width = max(console.width, needed)
+    console.print(pretty)
+
+
+def _needed(cells: list[str], number: bool) -> int:
+    """Return the columns of a terminal that a column needs: all of a number, enough of a text to be read folded."""
+    longest = max(len(cell) for cell in cells)
+    return longest if number else min(longest, FOLDED)
 
 
 def _is_number(table: pa.Table, name: str) -> bool:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from longview.evaluation import Report
 
 WIDTH = 100
+# Of the top 10 all of them; short, so that the table fits a terminal of 80 columns.
+SHORT = {
+    "coverage@10": "coverage",
+    "novelty@10": "novelty",
+    "popular_share@10": "popular",
+    "new_share@10": "new",
+}
 
 
 def show_reports(reports: Sequence[Report]) -> None:
@@ -26,6 +33,7 @@ def show_reports(reports: Sequence[Report]) -> None:
     say(f"{first.data}, {first.split}: {counts}, fingerprint {first.fingerprint}")
     say(textwrap.fill(f"{first.protocol}. {first.cold_share:.1%} of targets were never seen in training.", WIDTH))
     say()
-    emit_table(pa.Table.from_pylist(compare(reports)), aligned=True)
+    table = pa.Table.from_pylist(compare(reports))
+    emit_table(table.rename_columns([SHORT.get(name, name) for name in table.column_names]), aligned=True)
     if interval is not None:
         say(f"\n95 % interval of ndcg@10 of {first.name}: {interval[0]:.4f} to {interval[1]:.4f}")

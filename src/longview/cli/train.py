@@ -36,27 +36,25 @@ def train_command(
 
     from longview.cli.reports import show_reports
     from longview.data.dataset import PreparedData
-    from longview.training import InterruptedRunError, train
+    from longview.training import train
     from longview.training.progress import make_progress
 
     chosen = _config(config, set_ or [], out, resume)
-    try:
-        result = train(
-            chosen,
-            PreparedData.open(data),
-            out,
-            device=device,
-            resume=resume,
-            progress=make_progress(Console(stderr=True)),
-            baselines=baselines,
-        )
-    except InterruptedRunError as stop:
-        note(str(stop))
-        raise typer.Exit(130) from None
+    result = train(
+        chosen,
+        PreparedData.open(data),
+        out,
+        device=device,
+        resume=resume,
+        progress=make_progress(Console(stderr=True)),
+        baselines=baselines,
+    )
     if json:
         emit_json(result.to_dict())
         return
     show_reports([result.test, *result.baselines])
+    for name, reason in result.skipped.items():
+        note(f"{name} skipped: {reason}")
     say(f"\nThe result card is {out / 'card.md'}. Next:\n  longview recommend {out} --user ID")
 
 

@@ -134,6 +134,7 @@ class PreparedLog:
         self, split: Split, offsets: Rows, items: npt.NDArray[np.int32], events: Spool, tied: int, mark: str
     ) -> DataCard:
         lengths, num_items = np.diff(offsets), self.items.table.num_rows
+        repeated = repeats(offsets, items)
         neighbours = max(1, int((lengths - 1).sum()))
         return DataCard(
             inputs=tuple(str(path) for path in self.inputs),
@@ -152,14 +153,14 @@ class PreparedLog:
             users=len(lengths),
             items=num_items,
             events=events.rows,
-            density=events.rows / (len(lengths) * num_items),
+            density=(events.rows - repeated) / (len(lengths) * num_items),
             length_mean=float(lengths.mean()),
             length_quantiles=quantiles(lengths),
             one_event_users=int(np.count_nonzero(lengths == 1)),
             item_count_quantiles=quantiles(self.kept.item_events[self.kept.items]),
             time_range=_range(events),
             tied_share=None if self.columns.key is None else tied / neighbours,
-            repeat_share=repeats(offsets, items) / events.rows,
+            repeat_share=repeated / events.rows,
             actions=_action_counts(events, self.actions),
             strengths={name: _strength(events, name) for name in self.columns.strengths},
             item_features=self.items.card,

@@ -96,7 +96,7 @@ class DataCard(Config):
         rows = [("rows read", f"{self.rows_read:,}")]
         if self.incomplete_rows:
             rows.append(("incomplete rows left out", f"{self.incomplete_rows:,}"))
-        rows.append(("exact duplicates merged", f"{self.merged_duplicates:,}"))
+        rows.append(("repeats of (user, item, time) merged", f"{self.merged_duplicates:,}"))
         if self.out_of_order:
             rows.append(("events that came out of order (sorted)", f"{self.out_of_order:,}"))
         for removed in self.filters:
@@ -108,7 +108,7 @@ class DataCard(Config):
         rows = [
             ("users", f"{self.users:,}"),
             ("items", f"{self.items:,}"),
-            ("events", f"{self.events:,} (density {self.density:.3%})"),
+            ("events", f"{self.events:,}, in {self.density:.3%} of all pairs of user and item"),
             ("events of a user", f"mean {self.length_mean:.1f}; {_quantiles(self.length_quantiles)}"),
             ("users with one event", f"{self.one_event_users:,} (nothing to learn from or to predict)"),
             ("events of an item", _quantiles(self.item_count_quantiles)),

@@ -38,7 +38,7 @@ PLAUSIBLE_TIME = 10**8  # seconds: 1973; a number below is no time unless the co
 class Columns:
     """The role of each column of a log. At most one of `time` and `order` is set; neither means order of the rows.
 
-    `guessed` names the roles that nobody chose.
+    `guessed` names the roles that nobody chose, `unused` the columns that are not read.
     """
 
     user: str
@@ -48,6 +48,7 @@ class Columns:
     actions: tuple[str, ...] = ()
     strengths: tuple[str, ...] = ()
     guessed: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def key(self) -> str | None:
@@ -72,6 +73,8 @@ class Columns:
             rows.append(("order", "as the rows appear", "no time or order column"))
         rows += [("action", name, "guessed" if "actions" in self.guessed else "chosen") for name in self.actions]
         rows += [("strength", name, "guessed" if "strengths" in self.guessed else "chosen") for name in self.strengths]
+        if self.unused:
+            rows.append(("not used", _list(self.unused), "--action or --strength keeps one"))
         return rows
 
 
@@ -171,7 +174,7 @@ def _guess(source: Source, chosen: Columns, free: list[str]) -> Columns:
             f"{source.path}: cannot tell which column is the {missing}; name it with --{missing}. "
             f"Columns: {_list(source.names)}"
         )
-    return replace(
+    found = replace(
         chosen,
         user=user,
         item=item,
@@ -181,6 +184,7 @@ def _guess(source: Source, chosen: Columns, free: list[str]) -> Columns:
         strengths=strengths,
         guessed=tuple(guessed),
     )
+    return replace(found, unused=tuple(name for name in source.names if name not in found.used))
 
 
 def resolve_column(path: Path, names: Sequence[str], wanted: str) -> str:

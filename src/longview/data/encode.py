@@ -124,7 +124,10 @@ class _Rows:
             raise InputError(
                 f"{self.path}: column {column!r} is of type {values.dtype}, which is no id; choose another"
             )
-        return as_text(values)
+        try:
+            return as_text(values)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
 
     def numbers(self, column: str) -> Any:
         """Return a strength (rows,) float32, NaN where it is missing."""

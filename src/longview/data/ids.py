@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from longview.errors import InputError
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -44,16 +46,34 @@ class Dictionary:
 
 
 def as_text(values: pl.Series) -> pl.Series:
-    """Return ids or labels of any type as text: 42, 42.0 and "42" are the same id."""
+    """Return ids or labels of any type as text: 42, 42.0 and "42" are the same id.
+
+    Raises:
+        InputError: bytes that are no UTF-8 text; the message names the column.
+    """
     import polars as pl
 
     if values.dtype == pl.String:
         return values
+    if values.dtype == pl.Binary:
+        return _decoded(values)
     if values.dtype.is_float():
         values = values.fill_nan(None)
         whole = values.cast(pl.Int64, strict=False)
         return (whole if bool((whole == values).all()) else values).cast(pl.String)
     return values.cast(pl.String)
+
+
+def _decoded(values: pl.Series) -> pl.Series:
+    import polars as pl
+
+    try:
+        return values.cast(pl.String)
+    except pl.exceptions.ComputeError:
+        raise InputError(
+            f"column {values.name!r} holds bytes that are not UTF-8 text; write them as text first, for example in "
+            "hexadecimal"
+        ) from None
 
 
 def number_in_order(ids: pl.Series) -> npt.NDArray[np.int64]:

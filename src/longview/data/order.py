@@ -1,4 +1,4 @@
-"""Rows by user, then key, then order of appearance; exact duplicates merged. Bounded memory, whatever the log.
+"""Rows by user, then key, then order of appearance; repeats of (user, item, key) merged. Bounded memory.
 
 Users are divided into consecutive ranges of about `PARTITION_ROWS` rows. One pass writes every row to the place of
 its range (a counting sort on disk), a second sorts each range in memory.

@@ -22,15 +22,19 @@ def known_index(
     """Return the index of each of `names`.
 
     Raises:
-        InputError: unknown names; the message has the nearest known id, or the id of an item of that title.
+        InputError: one text in place of a list; unknown names, and the message has the nearest known id, or the id of
+            an item of that title.
     """
+    if isinstance(names, str):
+        raise InputError(f"{kind}s are a list of ids, for example [{names!r}]")
     found = ids.index(names)
     unknown = [str(names[at]) for at in np.flatnonzero(found < 0).tolist()]
     if unknown:
+        stranger = "; for somebody it does not know, give a sequence of items" if kind == "user" else ""
         more = f" (and {len(set(unknown)) - 1} more)" if len(set(unknown)) > 1 else ""
         hint = _by_title(ids, unknown[0], titles) or suggestion(unknown[0], _near(ids, unknown[0]))
         raise InputError(
-            f"unknown {kind} {unknown[0]!r}{hint}{more}; the model knows {len(ids):,} {kind}s by external id"
+            f"unknown {kind} {unknown[0]!r}{hint}{more}; the model knows {len(ids):,} {kind}s by external id{stranger}"
         )
     return found
 

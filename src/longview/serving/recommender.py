@@ -177,6 +177,8 @@ class Recommender:
         return titles if titles is not None and titles.null_count < len(titles) else None
 
     def _check_k(self, k: int) -> None:
+        if not isinstance(k, int | np.integer):
+            raise InputError(f"k={k!r}: a whole number of items")
         if not 1 <= k <= len(self.item_ids):
             raise InputError(f"k={k} is outside 1 to {len(self.item_ids)}, the number of items in the catalogue")
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from longview.errors import InputError
 from longview.files import atomic_file, write_json
+from longview.training.tensors import save_file
 
 SCHEMA_VERSION = 1
 

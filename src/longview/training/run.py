@@ -44,6 +44,8 @@ MAY_CHANGE = {"epochs", "patience", "max_minutes", "checkpoint_every_steps", "te
 class InterruptedRunError(LongviewError):
     """A signal stopped the run after a checkpoint; the message says where and how to go on."""
 
+    exit_code = 130  # what a shell reports for a program ended by Ctrl-C
+
 
 def train(
     config: RunConfig,
@@ -118,7 +120,10 @@ class _Run:
         self.trainer.load_tensors(tensors)
         self.state = LoopState.from_dict(values["state"])
         self.log.rewind(self.state.total_steps)
-        self.progress.note(f"resuming at epoch {self.state.epoch + 1}, step {self.state.step + 1} from {path}")
+        if self.state.epoch >= self.config.loop.epochs or self.state.stale >= self.config.loop.patience:
+            self.progress.note(f"the training was done after {self.state.epoch} epochs: only evaluating again")
+        else:
+            self.progress.note(f"resuming at epoch {self.state.epoch + 1}, step {self.state.step + 1} from {path}")
 
     def train(self) -> LoopState:
         """Run the loop, with signals turned into a checkpoint."""
@@ -144,6 +149,7 @@ class _Run:
         """Evaluate the best weights, on test for the first and only time, and write the result."""
         best = self.trainer.evaluated
         load_weights(self.out / "model.safetensors", best)
+        self.progress.note("evaluating the best weights on test" + (", and the baselines" if baselines else ""))
         compared = evaluate_baselines(self.data, "test") if baselines else BaselineResults([], {}, {})
         report = partial(evaluate, best, self.data, device=self.device, name=self.config.name)
         result = TrainingResult(
@@ -184,7 +190,8 @@ def _check(config: RunConfig, data: PreparedData, out: Path, resume: bool) -> No
         )
     if not resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} already exists; choose another directory, or go on with it by --resume")
+            remedy = ", or go on with it by --resume" if (out / "config.json").exists() else ", or empty it"
+            raise InputError(f"{out} already exists; choose another directory{remedy}")
         return
     if not (out / "config.json").exists():
         raise InputError(f"{out}: there is no run to resume; train without --resume")

@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from longview.config import parse
 from longview.data.dataset import IdMap, PreparedData, write_arrow
@@ -26,6 +25,7 @@ from longview.errors import InputError
 from longview.files import atomic_file, write_json
 from longview.models.retriever import Retriever
 from longview.training.config import RunConfig
+from longview.training.tensors import save_file
 
 SCHEMA_VERSION = 1
 RETRAIN = "point at a directory written by `longview train`, or train again"
@@ -64,6 +64,10 @@ class LoadedRun:
         recorded = path or self.data["path"]
         if recorded is None:
             raise InputError(f"{self.path}: trained on data that was not on disk; give the data set's directory")
+        if path is None and not Path(recorded).exists():
+            raise InputError(
+                f"{self.path}: its data set is no longer at {recorded}; say where it is: --data (data=... in Python)"
+            )
         data = PreparedData.open(recorded)
         self.check_data(data)
         return data
@@ -153,7 +157,9 @@ def load_weights(file: Path, model: Retriever) -> None:
         with safe_open(str(file), framework="pt") as tensors:
             found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise InputError(f"{file}: missing, so training has not saved a model here yet; {RETRAIN}") from None
+        raise InputError(
+            f"{file}: missing, so training has not saved a model here yet: let it go on with --resume, or {RETRAIN}"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: damaged ({error}); {RETRAIN}") from None
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}

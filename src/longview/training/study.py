@@ -16,7 +16,7 @@ from longview.evaluation.study import summarise
 from longview.files import write_json
 from longview.training.config import RunConfig
 from longview.training.progress import TrainingProgress
-from longview.training.run import train
+from longview.training.run import InterruptedRunError, train
 from longview.training.rundir import read_json
 
 
@@ -47,6 +47,7 @@ def run_study(
 
     Raises:
         InputError: no seeds, a seed twice, or runs in `out` of another configuration or data set.
+        InterruptedRunError: a signal asked to stop; the same study again goes on from the checkpoint.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {list(seeds)}: give each seed once, and at least one")
@@ -76,7 +77,13 @@ def _train(
 ) -> None:
     directory = _directory(out, config.loop.seed)
     resume = (directory / "config.json").exists()
-    train(config, data, directory, device=device, resume=resume, progress=progress)
+    try:
+        train(config, data, directory, device=device, resume=resume, progress=progress)
+    except InterruptedRunError:
+        raise InterruptedRunError(
+            f"stopped at seed {config.loop.seed}; its checkpoint is in {directory / 'checkpoint'}. "
+            "To go on: the same study again"
+        ) from None
 
 
 def _train_parallel(configs: Sequence[RunConfig], data: PreparedData, out: Path, device: str, parallel: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longview.ops.attention import MaskSpec, RelativeBias, semi_local_attention
+from longview.ops.attention import MaskSpec, RelativeBias, semi_local_attention, workers
 from longview.ops.attention.packing import BUCKET
 from longview.ops.attention.tiles import LONG, ROWS, visited
 from tests.ops.attention.conftest import MASKS
@@ -246,8 +246,9 @@ class TestCost:
         assert forward.products == 2 * product
         assert backward.products == 5 * product
 
-    def test_memory_is_linear_in_length(self) -> None:
+    def test_memory_is_linear_in_length(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The largest tensor is a gradient of an input: scores never exist beyond a tile."""
+        monkeypatch.setattr(workers, "_own", workers._Own())  # not what earlier tests left in this thread
         for length in (4096, 8192):
             for counter in self.count(MaskSpec.ultra_prefix(256, 128), length):
                 assert counter.largest <= (length * self.HEADS + 1) * self.DIM

@@ -61,18 +61,28 @@ class TestDefinition:
 
 class TestBackends:
     def test_the_cpu_has_its_own(self) -> None:
-        assert available_backends("cpu") == ("cpu", "dense", "reference")
+        assert available_backends("cpu")[:3] == ("cpu", "dense", "reference")
         assert torch.equal(semi_local_attention(**inputs()), semi_local_attention(**inputs(backend="cpu")))
 
-    def test_a_gpu_gets_the_dense_path_for_now(self) -> None:
-        assert available_backends("cuda")[0] == "dense"
-
-    def test_one_that_is_off_says_why(self) -> None:
+    def test_one_that_is_off_says_why(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         assert why_off("cpu", "cpu") is None
         assert "cuda" in str(why_off("cpu", "cuda"))
-        assert "not built yet" in str(why_off("triton", "cuda"))
-        with pytest.raises(InputError, match=r"'triton' cannot run here.*not built yet"):
+        assert why_off("triton", "cpu") == "Triton kernels need a CUDA GPU, and the tensors are on cpu"
+        with pytest.raises(InputError, match=r"'triton' cannot run here: Triton kernels need a CUDA GPU"):
             semi_local_attention(**inputs(backend="triton"))
+
+    @pytest.mark.parametrize(
+        ("changes", "why"),
+        [
+            ({"bias": RelativeBias(position=torch.zeros(2, 9))}, "a relative bias runs on the dense path"),
+            ({name: torch.zeros(5, 2, 4).double() for name in "qkv"}, "float64 is not float32, bfloat16 or float16"),
+            ({"v": torch.zeros(5, 2, 300)}, "heads of 4 and 300 are wider than 256"),
+        ],
+    )
+    def test_the_kernels_say_what_they_do_not_do(self, changes: dict[str, Any], why: str) -> None:
+        with pytest.raises(InputError, match=rf"backend 'triton' cannot do this: .*{why}; leave backend out"):
+            semi_local_attention(**inputs(**changes, backend="triton"))
 
     def test_an_unknown_one_suggests_the_nearest(self) -> None:
         with pytest.raises(InputError, match="did you mean 'reference'"):

@@ -2,8 +2,8 @@
 
     from longview.ops.attention import MaskSpec, semi_local_attention
 
-`mask.py` says who sees whom, `reference.py` is the definition, `banded.py` the CPU path, `dense.py` the padded
-path for devices without a kernel; this file validates and dispatches.
+`mask.py` says who sees whom, `reference.py` is the definition, `banded.py` the CPU path, `triton_attention.py` the
+GPU's, `dense.py` the padded path for what neither does; this file validates and dispatches.
 """
 
 from __future__ import annotations
@@ -18,11 +18,20 @@ from torch import Tensor
 from longview.errors import InputError, suggestion
 from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.mask import MaskSpec
+from longview.ops.kernels import why_no_triton
 
-__all__ = ["MaskSpec", "RelativeBias", "available_backends", "semi_local_attention", "why_off"]
+__all__ = [
+    "MaskSpec",
+    "RelativeBias",
+    "available_backends",
+    "newest_rows_attention",
+    "semi_local_attention",
+    "why_off",
+]
 
 Backend = Literal["reference", "dense", "cpu", "triton"]
 BACKENDS = ("reference", "dense", "cpu", "triton")
+WIDEST = 256  # head dimension of the kernels
 
 
 def semi_local_attention(
@@ -56,7 +65,8 @@ def semi_local_attention(
             targets (at the end); None = none.
         bias: relative bias added before SiLU.
         max_length: the longest sequence where the caller knows it (saves a GPU a synchronisation), or None.
-        backend: None = the device's own: `cpu` on the CPU, `dense` elsewhere. `reference` is the definition.
+        backend: None = the device's own: `cpu` on the CPU, `triton` on a GPU (`dense` for what the kernels do not do:
+            a bias, float64, heads wider than 256). `reference` is the definition.
 
     Returns:
         (total, heads, d_v), dtype of v.
@@ -78,12 +88,15 @@ def semi_local_attention(
         _check_bias(bias, q)
     if alpha is None:
         alpha = 1 / math.sqrt(q.shape[2])
-    if not math.isfinite(alpha):
-        raise InputError(f"attention: alpha is {alpha}; expected a finite number")
-    if not (scale_length > 0 and math.isfinite(scale_length)):
-        raise InputError(f"attention: scale_length is {scale_length}; expected a positive number, fixed in the model")
-    chosen = backend or ("cpu" if q.device.type == "cpu" else "dense")
+    _check_scalars(alpha, scale_length)
+    chosen = backend or _default(q, v, bias)
     more: dict[str, Any] = {"max_length": max_length} if chosen == "dense" else {}
+    if chosen == "triton":
+        refusal = _why_no_kernel(q, v, bias)
+        if refusal is not None:
+            raise InputError(f"attention: backend 'triton' cannot do this: {refusal}; leave backend out")
+    else:
+        more["bias"] = bias
     return _implementation(chosen, q.device)(
         q,
         k,
@@ -94,14 +107,71 @@ def semi_local_attention(
         scale_length=scale_length,
         context_lengths=context_lengths,
         target_lengths=target_lengths,
-        bias=bias,
         **more,
     )
 
 
+def newest_rows_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_offsets: Tensor,
+    offsets: Tensor,
+    mask: MaskSpec,
+    *,
+    alpha: float | None = None,
+    scale_length: float,
+    context_lengths: Tensor | None = None,
+    target_lengths: Tensor | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Return the rows of `semi_local_attention` that belong to the newest tokens of each sequence; no gradient.
+
+    What appending events to cached keys and values needs, and scoring candidates (as targets) against them: all
+    candidates of a user share the tiles of keys. For an append-exact mask the cache may be `[context | the first K2
+    keys | the last K1]`: the rest of the history is never seen.
+
+    Args:
+        q: (total_queries, heads, d_qk), the newest tokens of every sequence, oldest first.
+        k, v: (total, heads, d), all tokens, those of `q` included.
+        query_offsets: (batch + 1,) int64, where each sequence's queries begin; as many as tokens, or fewer.
+        offsets, mask, alpha, scale_length, context_lengths, target_lengths: as in `semi_local_attention`.
+        backend: None = the device's own; `reference` or `triton`.
+
+    Returns:
+        (total_queries, heads, d_v), dtype of v.
+
+    Raises:
+        InputError: as `semi_local_attention`, or more queries than tokens.
+    """
+    _check(k, k, v, offsets, mask)
+    _check_lengths(offsets, context_lengths, target_lengths)
+    _check_queries(q, k, query_offsets, offsets)
+    alpha = 1 / math.sqrt(q.shape[2]) if alpha is None else alpha
+    _check_scalars(alpha, scale_length)
+    settings: dict[str, Any] = {
+        "alpha": alpha,
+        "scale_length": scale_length,
+        "context_lengths": context_lengths,
+        "target_lengths": target_lengths,
+    }
+    use_kernel = backend == "triton" or (backend is None and _default(q, v, None) == "triton")
+    with torch.no_grad():
+        if use_kernel:
+            from longview.ops.attention.triton_attention import triton_newest_attention
+
+            return triton_newest_attention(q, k, v, query_offsets, offsets, mask, **settings)
+        from longview.ops.attention.newest import newest_rows
+
+        return newest_rows(q, k, v, query_offsets, offsets, mask, **settings)
+
+
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """Return the backends that can run on `device`, the default first."""
-    usable = [name for name in ("cpu", "dense", "reference", "triton") if why_off(name, device) is None]
+    first = ("cpu",) if torch.device(device).type == "cpu" else ("triton",)
+    usable = [
+        name for name in dict.fromkeys((*first, "dense", "reference", *BACKENDS)) if why_off(name, device) is None
+    ]
     return tuple(usable)
 
 
@@ -109,7 +179,7 @@ def why_off(backend: str, device: torch.device | str = "cpu") -> str | None:
     """Return why `backend` cannot run on `device`, in a sentence, or None where it can."""
     kind = torch.device(device).type
     if backend == "triton":
-        return "the Triton kernels are not built yet; GPUs use the dense path"
+        return why_no_triton(device)
     if backend == "cpu" and kind != "cpu":
         return f"the banded path is written for CPUs, and the tensors are on {kind}"
     return None
@@ -126,6 +196,10 @@ def _implementation(backend: str, device: torch.device) -> Callable[..., Tensor]
         from longview.ops.attention.banded import banded_attention
 
         return banded_attention
+    if backend == "triton":
+        from longview.ops.attention.triton_attention import triton_attention
+
+        return triton_attention
     if backend == "dense":
         from longview.ops.attention.dense import dense_attention
 
@@ -133,6 +207,48 @@ def _implementation(backend: str, device: torch.device) -> Callable[..., Tensor]
     from longview.ops.attention.reference import reference_attention
 
     return reference_attention
+
+
+def _default(q: Tensor, v: Tensor, bias: RelativeBias | None) -> Backend:
+    if q.device.type == "cpu":
+        return "cpu"
+    if why_off("triton", q.device) is None and _why_no_kernel(q, v, bias) is None:
+        return "triton"
+    return "dense"
+
+
+def _why_no_kernel(q: Tensor, v: Tensor, bias: RelativeBias | None) -> str | None:
+    """Return what of this call the Triton kernels do not do, or None where they do all of it."""
+    if bias is not None:
+        return "a relative bias runs on the dense path"
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{q.dtype} is not float32, bfloat16 or float16"
+    if max(q.shape[2], v.shape[2]) > WIDEST:
+        return f"heads of {q.shape[2]} and {v.shape[2]} are wider than {WIDEST}"
+    return None
+
+
+def _check_scalars(alpha: float, scale_length: float) -> None:
+    if not math.isfinite(alpha):
+        raise InputError(f"attention: alpha is {alpha}; expected a finite number")
+    if not (scale_length > 0 and math.isfinite(scale_length)):
+        raise InputError(f"attention: scale_length is {scale_length}; expected a positive number, fixed in the model")
+
+
+def _check_queries(q: Tensor, k: Tensor, query_offsets: Tensor, offsets: Tensor) -> None:
+    if q.dim() != 3 or q.shape[1:] != k.shape[1:] or q.dtype != k.dtype:
+        given = f"{q.dtype} {tuple(q.shape)}"
+        raise InputError(f"attention: q is {given}; expected {k.dtype} (queries, {k.shape[1]}, {k.shape[2]}) as k")
+    if query_offsets.shape != offsets.shape or query_offsets.dtype != torch.int64:
+        given = f"{query_offsets.dtype} {tuple(query_offsets.shape)}"
+        raise InputError(f"attention: query_offsets is {given}; expected int64 of shape {tuple(offsets.shape)}")
+    if query_offsets.device.type == "cpu":
+        asked = query_offsets.diff()
+        if int(query_offsets[0]) != 0 or int(query_offsets[-1]) != q.shape[0] or bool((asked < 0).any()):
+            raise InputError(f"attention: query_offsets do not run from 0 to {q.shape[0]}, the queries in q")
+        over = asked > offsets.diff()
+        if bool(over.any()):
+            raise InputError(f"attention: sequence {int(over.nonzero()[0])} has more queries than tokens")
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mask: MaskSpec) -> None:

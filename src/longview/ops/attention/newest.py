@@ -1,4 +1,4 @@
-"""Attention of one query a sequence, its newest history row: what recommending needs of the last layer."""
+"""Attention of the newest rows alone: one a sequence, as recommending needs of the last layer, or several."""
 
 from __future__ import annotations
 
@@ -13,6 +13,37 @@ from longview.ops.jagged import positions, positions_from_end, segment_ids
 if TYPE_CHECKING:
     from longview.ops.attention.bias import RelativeBias
     from longview.ops.attention.mask import MaskSpec
+
+
+def newest_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_offsets: Tensor,
+    offsets: Tensor,
+    mask: MaskSpec,
+    *,
+    alpha: float,
+    scale_length: float,
+    context_lengths: Tensor | None = None,
+    target_lengths: Tensor | None = None,
+) -> Tensor:
+    """Return `newest_rows_attention` on any device, sequence by sequence: O(queries x tokens) each."""
+    asked, bounds = query_offsets.tolist(), offsets.tolist()
+    batch = len(bounds) - 1
+    contexts = [0] * batch if context_lengths is None else context_lengths.tolist()
+    targets = [0] * batch if target_lengths is None else target_lengths.tolist()
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out = v.new_empty(q.shape[0], *v.shape[1:])
+    for b, (c, t) in enumerate(zip(contexts, targets, strict=True)):
+        rows, tokens = slice(asked[b], asked[b + 1]), slice(bounds[b], bounds[b + 1])
+        length, queries = bounds[b + 1] - bounds[b], asked[b + 1] - asked[b]
+        place = torch.arange(length, device=q.device)
+        visible = mask.visible(place[length - queries :, None], place[None, :], c, length - c - t, t)
+        z = alpha * torch.einsum("ihd,jhd->hij", q[rows].to(wide), k[tokens].to(wide))
+        weight = F.silu(z) * visible / scale_length
+        out[rows] = torch.einsum("hij,jhd->ihd", weight, v[tokens].to(wide)).to(v.dtype)
+    return out
 
 
 def newest_row_attention(

@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from longview.ops.attention.mask import MaskSpec
@@ -62,16 +61,22 @@ _recent: OrderedDict[tuple[Any, ...], tuple[Batch, tuple[Any, ...]]] = OrderedDi
 
 
 def batch_of(
-    offsets: Tensor, total: int, mask: MaskSpec, context: Tensor | None, targets: Tensor | None
+    offsets: Tensor,
+    total: int,
+    mask: MaskSpec,
+    context: Tensor | None,
+    targets: Tensor | None,
+    query_offsets: Tensor | None = None,
+    total_queries: int = 0,
 ) -> Batch:
     """Return the work of a batch; the same one for the same (unchanged) tensors, so that layers make it once."""
-    given = (offsets, context, targets)
-    key = (total, mask, *((None if x is None else (id(x), x._version)) for x in given))
+    given = (offsets, context, targets, query_offsets)
+    key = (total, total_queries, mask, *((None if x is None else (id(x), x._version)) for x in given))
     found = _recent.get(key)
     if found is not None and all(x is None or ref() is x for x, ref in zip(given, found[1], strict=True)):
         return found[0]
     longest = 0 if context is None or context.numel() == 0 else int(context.max())
-    batch = Batch(Shape(offsets, context, targets, total, longest), mask)
+    batch = Batch(Shape(offsets, context, targets, total, longest, query_offsets, total_queries), mask)
     _recent[key] = batch, tuple(None if x is None else weakref.ref(x) for x in given)
     while len(_recent) > 16:
         _recent.popitem(last=False)
@@ -88,7 +93,7 @@ def attention_forward_into(
         return
     tensors = (q, k, v, out)
     attention_forward[(items.shape[0] * q.shape[1],)](
-        *tensors, items, *_lengths(batch), *_strides(tensors), alpha / 2, 1 / scale_length,
+        *tensors, items, *_strides(tensors), alpha / 2, 1 / scale_length,
         **_constants(batch, q, v, blocks), **_options(blocks),
     )  # fmt: skip
 
@@ -118,13 +123,21 @@ def _backward_rows(
         return
     tensors = (q, k, v, d_out, d_q)
     attention_backward_rows[(items.shape[0] * q.shape[1],)](
-        *tensors, items, *_lengths(batch), *_strides(tensors), alpha / 2, 1 / scale_length,
+        *tensors, items, *_strides(tensors), alpha / 2, 1 / scale_length,
         **_constants(batch, q, v, blocks), **_options(blocks),
     )  # fmt: skip
 
 
 def _backward_keys(
-    d_k: Tensor, d_v: Tensor, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, batch: Batch, alpha: float, scale_length: float
+    d_k: Tensor,
+    d_v: Tensor,
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: Batch,
+    alpha: float,
+    scale_length: float,
 ) -> None:
     blocks = _blocks("keys", batch.mask, q, v)
     work = batch.keys(blocks.keys, blocks.rows)
@@ -135,13 +148,15 @@ def _backward_keys(
     parts = [torch.empty(*shape, x.shape[2], dtype=torch.float32, device=q.device) for x in (k, v)]
     tensors = (q, k, v, d_out, d_k, d_v)
     attention_backward_keys[(work.items.shape[0] * heads,)](
-        *tensors[:4], d_k, d_v, *parts, work.items, *_lengths(batch), *_strides(tensors), alpha / 2, 1 / scale_length,
+        *tensors, *parts, work.items, *_strides(tensors), alpha / 2, 1 / scale_length,
         **constants, **_options(blocks),
     )  # fmt: skip
     if work.slots:
-        kept = {name: constants[name] for name in constants if name not in ("BM", "FAST", "PRECISION")}
+        kept = {
+            name: constants[name] for name in ("M", "CONTEXT", "TARGETS", "HEADS", "D_QK", "D_V", "P_QK", "P_V", "BN")
+        }
         attention_backward_sum[(work.sums.shape[0] * heads * (blocks.keys // SUM_ROWS),)](
-            *parts, d_k, d_v, work.sums, *_lengths(batch), *_strides((d_k, d_v)), **kept, ROWS=SUM_ROWS, num_warps=4,
+            *parts, d_k, d_v, work.sums, *_strides((d_k, d_v)), **kept, ROWS=SUM_ROWS, num_warps=4,
         )  # fmt: skip
 
 
@@ -162,6 +177,27 @@ def triton_attention(
         q, k, v, offsets, _encoded(mask), alpha, scale_length, context_lengths, target_lengths
     )
     return found
+
+
+def triton_newest_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_offsets: Tensor,
+    offsets: Tensor,
+    mask: MaskSpec,
+    *,
+    alpha: float,
+    scale_length: float,
+    context_lengths: Tensor | None = None,
+    target_lengths: Tensor | None = None,
+) -> Tensor:
+    """Return `newest_rows_attention` of tensors on a GPU; no gradient."""
+    q, k, v = (_rows_contiguous(x) for x in (q, k, v))
+    out = torch.empty(*q.shape[:2], v.shape[2], dtype=v.dtype, device=v.device)
+    batch = batch_of(offsets, k.shape[0], mask, context_lengths, target_lengths, query_offsets, q.shape[0])
+    attention_forward_into(out, q, k, v, batch, alpha, scale_length)
+    return out
 
 
 @torch.library.custom_op("longview::semi_local_attention", mutates_args=())
@@ -252,13 +288,6 @@ def _blocks(kernel: Kernel, mask: MaskSpec, q: Tensor, v: Tensor) -> Blocks:
     return blocks_for(kernel, mask, padded, q.element_size())
 
 
-def _lengths(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    shape = batch.shape
-    context = shape.offsets if shape.context is None else shape.context  # never read where there is none
-    targets = shape.offsets if shape.targets is None else shape.targets
-    return shape.offsets, context, targets
-
-
 def _strides(tensors: tuple[Tensor, ...]) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:2]]
 
@@ -276,6 +305,7 @@ def _constants(batch: Batch, q: Tensor, v: Tensor, blocks: Blocks) -> dict[str, 
         "P_V": padded_dim(v.shape[2]),
         "BM": blocks.rows,
         "BN": blocks.keys,
+        "JOINED": blocks.joined,
         "FAST": q.dtype != torch.float32 and not interpreted(),
         "PRECISION": "ieee" if exact or interpreted() else "tf32",
     }

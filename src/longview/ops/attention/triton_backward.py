@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
 """The backward kernels: d_q by blocks of rows, d_k and d_v by blocks of keys; the scores are computed again in both.
 
     dV_j = 1/S sum_i M_ij silu(z_ij) dO_i          G_ij = M_ij <dO_i, v_j> silu'(z_ij)
@@ -12,173 +13,154 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longview.ops.attention.triton_mask import columns_of_rows, key_stop, pick, row_stop, rows_of_keys, tiles_of, visible
-from longview.ops.attention.triton_tile import load_rows, silu_and_slope, store_rows
+from longview.ops.attention.triton_forward import column_tiles, edge_tile
+from longview.ops.attention.triton_mask import key_stop, pick, row_stop, rows_of_keys, tiles_of, visible
+from longview.ops.attention.triton_tile import entry, load_rows, silu_and_slope, store_rows
 
 
 @triton.jit
 def attention_backward_rows(
-    q, k, v, d_out, d_q, items, offsets, contexts, targets,
+    q, k, v, d_out, d_q, items,
     q_token, q_head, k_token, k_head, v_token, v_head, d_out_token, d_out_head, d_q_token, d_q_head,
     half_alpha, scale,
     M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
     HEADS: tl.constexpr, D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, JOINED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write `d_q`; arguments as in `attention_forward`."""
     item, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
-    sequence = tl.load(items + 2 * item)
-    if sequence < 0:
+    first, begin, n, c, e = entry(items, item, CONTEXT, TARGETS)
+    if first < 0:
         return
-    first = tl.load(items + 2 * item + 1)
-    begin = tl.load(offsets + sequence)
-    n = (tl.load(offsets + sequence + 1) - begin).to(tl.int32)
-    c, e = n * 0, n
-    if CONTEXT:
-        c = tl.load(contexts + sequence).to(tl.int32)
-    if TARGETS:
-        e = n - tl.load(targets + sequence).to(tl.int32)
-    stop = row_stop(first, c, e, n, BM, M)
+    stop = row_stop(first, c, e, n, BM, M, CONTEXT, TARGETS)
     q += begin * q_token + head * q_head
     k += begin * k_token + head * k_head
     v += begin * v_token + head * v_head
     d_out += begin * d_out_token + head * d_out_head
     d_q += begin * d_q_token + head * d_q_head
-
-    a, a_stop, a_full, a_full_stop, b, b_stop, b_full, b_full_stop, g, g_stop = columns_of_rows(
-        first, stop, c, e, n, M
+    a, a_full, a_full_stop, a_stop, b, b_full, b_full_stop, b_stop, g, g_stop = column_tiles(
+        first, stop, c, e, n, BN, M, CONTEXT, TARGETS
     )
-    a, a_full, a_full_stop, a_stop = tiles_of(a, a_stop, a_full, a_full_stop, 0, BN)
-    b, b_full, b_full_stop, b_stop = tiles_of(b, b_stop, b_full, b_full_stop, a_stop, BN)
-    g, _, _, g_stop = tiles_of(g, g_stop, 0, 0, b_stop, BN)
+    whole = a_full_stop - a_full + b_full_stop - b_full
+    count = whole + a_full - a + a_stop - a_full_stop + b_full - b + b_stop - b_full_stop + g_stop - g
 
     q_MD = load_rows(q, first, stop, q_token, BM, D_QK, P_QK, True)
     d_out_MD = load_rows(d_out, first, stop, d_out_token, BM, D_V, P_V, True)
     sum_MD = tl.zeros([BM, P_QK], tl.float32)
-    a_count = a_full_stop - a_full
-    for i in tl.range(0, a_count + b_full_stop - b_full):
-        at = pick(i, a_full, a_count, b_full + i - a_count) * BN
-        k_ND = load_rows(k, at, n, k_token, BN, D_QK, P_QK, False)
-        v_ND = load_rows(v, at, n, v_token, BN, D_V, P_V, False)
-        z_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION) * half_alpha
-        d_weight_MN = tl.dot(d_out_MD, v_ND.T, input_precision=PRECISION)
-        _, slope_MN = silu_and_slope(z_MN, FAST)
-        d_z_MN = d_weight_MN * slope_MN
-        sum_MD = tl.dot(d_z_MN.to(k_ND.dtype), k_ND, sum_MD, input_precision=PRECISION)
-
     rows = first + tl.arange(0, BM)
-    one, two, three, four = a_full - a, a_stop - a_full_stop, b_full - b, b_stop - b_full_stop
-    count = one + two + three + four
-    if TARGETS:
-        count += g_stop - g
-    for i in tl.range(0, count):
-        tile = b_full_stop + i - one - two - three
-        if TARGETS:
-            tile = pick(i - one - two - three, b_full_stop, four, g + i - one - two - three - four)
-        tile = pick(i - one - two, b, three, tile)
-        tile = pick(i, a, one, pick(i - one, a_full_stop, two, tile))
+    if not JOINED:
+        for i in tl.range(0, whole):
+            at = pick(i, a_full, a_full_stop - a_full, b_full + i - (a_full_stop - a_full)) * BN
+            k_ND = load_rows(k, at, n, k_token, BN, D_QK, P_QK, False)
+            v_ND = load_rows(v, at, n, v_token, BN, D_V, P_V, False)
+            z_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION) * half_alpha
+            d_weight_MN = tl.dot(d_out_MD, v_ND.T, input_precision=PRECISION)
+            weight_MN, slope_MN = silu_and_slope(z_MN, FAST)
+            d_z_MN = d_weight_MN * slope_MN
+            sum_MD = tl.dot(d_z_MN.to(k_ND.dtype), k_ND, sum_MD, input_precision=PRECISION)
+    for i in tl.range(0 if JOINED else whole, count):
+        tile = edge_tile(i - whole, a, a_full, a_full_stop, a_stop, b, b_full, b_full_stop, b_stop, g, TARGETS)
+        if JOINED:
+            inner = pick(i, a_full, a_full_stop - a_full, b_full + i - (a_full_stop - a_full))
+            tile = tl.where(i < whole, inner, tile)
         at = tile * BN
         k_ND = load_rows(k, at, n, k_token, BN, D_QK, P_QK, True)
         v_ND = load_rows(v, at, n, v_token, BN, D_V, P_V, True)
         z_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION) * half_alpha
         d_weight_MN = tl.dot(d_out_MD, v_ND.T, input_precision=PRECISION)
-        _, slope_MN = silu_and_slope(z_MN, FAST)
-        columns = at + tl.arange(0, BN)
-        seen_MN = visible(rows[:, None], columns[None, :], c, e, n, M, CONTEXT, TARGETS)
-        d_z_MN = tl.where(seen_MN, d_weight_MN * slope_MN, 0.0)
+        weight_MN, slope_MN = silu_and_slope(z_MN, FAST)
+        d_z_MN = d_weight_MN * slope_MN
+        if i >= whole:
+            columns = at + tl.arange(0, BN)
+            seen_MN = visible(rows[:, None], columns[None, :], c, e, n, M, CONTEXT, TARGETS)
+            d_z_MN = tl.where(seen_MN, d_z_MN, 0.0)
         sum_MD = tl.dot(d_z_MN.to(k_ND.dtype), k_ND, sum_MD, input_precision=PRECISION)
-
     store_rows(d_q, first, stop, d_q_token, sum_MD * (2 * half_alpha * scale), BM, D_QK, P_QK)
 
 
 @triton.jit
 def attention_backward_keys(
-    q, k, v, d_out, d_k, d_v, part_k, part_v, items, offsets, contexts, targets,
+    q, k, v, d_out, d_k, d_v, part_k, part_v, items,
     q_token, q_head, k_token, k_head, v_token, v_head, d_out_token, d_out_head,
     d_k_token, d_k_head, d_v_token, d_v_head,
     half_alpha, scale,
     M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
     HEADS: tl.constexpr, D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, JOINED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write `d_k` and `d_v`, or where a block is sliced its share to `part_k` and `part_v`.
 
     `items` as `work.key_items`; `part_*` (slots, heads, BN, D) float32; other arguments as in `attention_forward`.
     """
     item, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
-    sequence = tl.load(items + 5 * item)
-    if sequence < 0:
+    first, begin, n, c, e = entry(items, item, CONTEXT, TARGETS)
+    if first < 0:
         return
-    first = tl.load(items + 5 * item + 1)
-    slice_start = tl.load(items + 5 * item + 2)
-    slice_stop = tl.load(items + 5 * item + 3)
-    slot = tl.load(items + 5 * item + 4)
-    begin = tl.load(offsets + sequence)
-    n = (tl.load(offsets + sequence + 1) - begin).to(tl.int32)
-    c, e = n * 0, n
-    if CONTEXT:
-        c = tl.load(contexts + sequence).to(tl.int32)
-    if TARGETS:
-        e = n - tl.load(targets + sequence).to(tl.int32)
-    stop = key_stop(first, c, e, n, BN, M)
+    low, high = tl.load(items + 8 * item + 5) // BM, tl.load(items + 8 * item + 6) // BM
+    stop = key_stop(first, c, e, n, BN, M, CONTEXT, TARGETS)
     q += begin * q_token + head * q_head
     k += begin * k_token + head * k_head
     v += begin * v_token + head * v_head
     d_out += begin * d_out_token + head * d_out_head
-
     x, x_stop, x_full, x_full_stop, y, y_stop, y_full, y_full_stop, \
-        r, r_stop, r_full, r_full_stop, t, t_stop, t_full, t_full_stop = rows_of_keys(first, stop, c, e, n, M)  # fmt: skip
-    low, high = slice_start // BM, slice_stop // BM
+        r, r_stop, r_full, r_full_stop, t, t_stop, t_full, t_full_stop = \
+        rows_of_keys(first, stop, c, e, n, M, CONTEXT, TARGETS)  # fmt: skip
     x, x_full, x_full_stop, x_stop = _slice(*tiles_of(x, x_stop, x_full, x_full_stop, 0, BM), low, high)
     y, y_full, y_full_stop, y_stop = _slice(*tiles_of(y, y_stop, y_full, y_full_stop, x_stop, BM), low, high)
     r, r_full, r_full_stop, r_stop = _slice(*tiles_of(r, r_stop, r_full, r_full_stop, y_stop, BM), low, high)
     t, t_full, t_full_stop, t_stop = _slice(*tiles_of(t, t_stop, t_full, t_full_stop, r_stop, BM), low, high)
+    whole = x_full_stop - x_full + y_full_stop - y_full + r_full_stop - r_full + t_full_stop - t_full
+    count = whole + x_full - x + x_stop - x_full_stop + y_full - y + y_stop - y_full_stop
+    count += r_full - r + r_stop - r_full_stop + t_full - t + t_stop - t_full_stop
 
     k_ND = load_rows(k, first, stop, k_token, BN, D_QK, P_QK, True)
     v_ND = load_rows(v, first, stop, v_token, BN, D_V, P_V, True)
     sum_k_ND = tl.zeros([BN, P_QK], tl.float32)
     sum_v_ND = tl.zeros([BN, P_V], tl.float32)
-    x_count, y_count, r_count = x_full_stop - x_full, y_full_stop - y_full, r_full_stop - r_full
-    for i in tl.range(0, x_count + y_count + r_count + t_full_stop - t_full):
-        tile = pick(i - x_count - y_count, r_full, r_count, t_full + i - x_count - y_count - r_count)
-        tile = pick(i, x_full, x_count, pick(i - x_count, y_full, y_count, tile))
-        at = tile * BM
-        q_MD = load_rows(q, at, n, q_token, BM, D_QK, P_QK, False)
-        d_out_MD = load_rows(d_out, at, n, d_out_token, BM, D_V, P_V, False)
-        z_NM = tl.dot(k_ND, q_MD.T, input_precision=PRECISION) * half_alpha
-        d_weight_NM = tl.dot(v_ND, d_out_MD.T, input_precision=PRECISION)
-        weight_NM, slope_NM = silu_and_slope(z_NM, FAST)
-        sum_v_ND = tl.dot(weight_NM.to(d_out_MD.dtype), d_out_MD, sum_v_ND, input_precision=PRECISION)
-        d_z_NM = d_weight_NM * slope_NM
-        sum_k_ND = tl.dot(d_z_NM.to(q_MD.dtype), q_MD, sum_k_ND, input_precision=PRECISION)
-
     keys = first + tl.arange(0, BN)
-    one, two = x_full - x, x_full - x + x_stop - x_full_stop
-    three = two + y_full - y
-    four = three + y_stop - y_full_stop
-    five = four + r_full - r
-    six = five + r_stop - r_full_stop
-    seven = six + t_full - t
-    for i in tl.range(0, seven + t_stop - t_full_stop):
-        tile = tl.where(i < seven, t + i - six, t_full_stop + i - seven)
-        tile = tl.where(i < six, tl.where(i < five, r + i - four, r_full_stop + i - five), tile)
-        tile = tl.where(i < four, tl.where(i < three, y + i - two, y_full_stop + i - three), tile)
-        tile = tl.where(i < two, tl.where(i < one, x + i, x_full_stop + i - one), tile)
+    if not JOINED:
+        for i in tl.range(0, whole):
+            at = _row_whole_tile(
+                i, x_full, x_full_stop, y_full, y_full_stop, r_full, r_full_stop, t_full, M, CONTEXT, TARGETS
+            ) * BM  # fmt: skip
+            q_MD = load_rows(q, at, n, q_token, BM, D_QK, P_QK, False)
+            d_out_MD = load_rows(d_out, at, n, d_out_token, BM, D_V, P_V, False)
+            z_NM = tl.dot(k_ND, q_MD.T, input_precision=PRECISION) * half_alpha
+            d_weight_NM = tl.dot(v_ND, d_out_MD.T, input_precision=PRECISION)
+            weight_NM, slope_NM = silu_and_slope(z_NM, FAST)
+            sum_v_ND = tl.dot(weight_NM.to(d_out_MD.dtype), d_out_MD, sum_v_ND, input_precision=PRECISION)
+            d_z_NM = d_weight_NM * slope_NM
+            sum_k_ND = tl.dot(d_z_NM.to(q_MD.dtype), q_MD, sum_k_ND, input_precision=PRECISION)
+    for i in tl.range(0 if JOINED else whole, count):
+        tile = _row_edge_tile(
+            i - whole, x, x_full, x_full_stop, x_stop, y, y_full, y_full_stop, y_stop,
+            r, r_full, r_full_stop, r_stop, t, t_full, t_full_stop, M, CONTEXT, TARGETS,
+        )  # fmt: skip
+        if JOINED:
+            inner = _row_whole_tile(
+                i, x_full, x_full_stop, y_full, y_full_stop, r_full, r_full_stop, t_full, M, CONTEXT, TARGETS
+            )
+            tile = tl.where(i < whole, inner, tile)
         at = tile * BM
         q_MD = load_rows(q, at, n, q_token, BM, D_QK, P_QK, True)
         d_out_MD = load_rows(d_out, at, n, d_out_token, BM, D_V, P_V, True)
         z_NM = tl.dot(k_ND, q_MD.T, input_precision=PRECISION) * half_alpha
         d_weight_NM = tl.dot(v_ND, d_out_MD.T, input_precision=PRECISION)
         weight_NM, slope_NM = silu_and_slope(z_NM, FAST)
-        rows = at + tl.arange(0, BM)
-        seen_NM = visible(rows[None, :], keys[:, None], c, e, n, M, CONTEXT, TARGETS)
-        weight_NM = tl.where(seen_NM, weight_NM, 0.0)
+        d_z_NM = d_weight_NM * slope_NM
+        if i >= whole:
+            rows = at + tl.arange(0, BM)
+            seen_NM = visible(rows[None, :], keys[:, None], c, e, n, M, CONTEXT, TARGETS)
+            weight_NM = tl.where(seen_NM, weight_NM, 0.0)
+            d_z_NM = tl.where(seen_NM, d_z_NM, 0.0)
         sum_v_ND = tl.dot(weight_NM.to(d_out_MD.dtype), d_out_MD, sum_v_ND, input_precision=PRECISION)
-        d_z_NM = tl.where(seen_NM, d_weight_NM * slope_NM, 0.0)
         sum_k_ND = tl.dot(d_z_NM.to(q_MD.dtype), q_MD, sum_k_ND, input_precision=PRECISION)
 
     sum_k_ND *= 2 * half_alpha * scale
     sum_v_ND *= scale
+    # Read (again) only now: through the loops every register is taken.
+    begin = tl.load(items + 8 * item + 1, volatile=True).to(tl.int64)
+    slot = tl.load(items + 8 * item + 7, volatile=True)
     if slot < 0:
         d_k += begin * d_k_token + head * d_k_head
         d_v += begin * d_v_token + head * d_v_head
@@ -192,10 +174,10 @@ def attention_backward_keys(
 
 @triton.jit
 def attention_backward_sum(
-    part_k, part_v, d_k, d_v, sums, offsets, contexts, targets,
+    part_k, part_v, d_k, d_v, sums,
     d_k_token, d_k_head, d_v_token, d_v_head,
-    M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
-    HEADS: tl.constexpr, D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
+    M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr, HEADS: tl.constexpr,
+    D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
     BN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Add up the slices of each sliced block of keys, oldest rows first, and write `d_k` and `d_v`.
@@ -205,19 +187,11 @@ def attention_backward_sum(
     SHARES: tl.constexpr = BN // ROWS
     pid = tl.program_id(0)
     block, head, share = pid // (HEADS * SHARES), pid // SHARES % HEADS, pid % SHARES
-    sequence = tl.load(sums + 4 * block)
-    if sequence < 0:
+    first, begin, n, c, e = entry(sums, block, CONTEXT, TARGETS)
+    if first < 0:
         return
-    first = tl.load(sums + 4 * block + 1)
-    slot, count = tl.load(sums + 4 * block + 2), tl.load(sums + 4 * block + 3)
-    begin = tl.load(offsets + sequence)
-    n = (tl.load(offsets + sequence + 1) - begin).to(tl.int32)
-    c, e = n * 0, n
-    if CONTEXT:
-        c = tl.load(contexts + sequence).to(tl.int32)
-    if TARGETS:
-        e = n - tl.load(targets + sequence).to(tl.int32)
-    stop = key_stop(first, c, e, n, BN, M)
+    slot, count = tl.load(sums + 8 * block + 5), tl.load(sums + 8 * block + 6)
+    stop = key_stop(first, c, e, n, BN, M, CONTEXT, TARGETS)
     sum_k = tl.zeros([ROWS, P_QK], tl.float32)
     sum_v = tl.zeros([ROWS, P_V], tl.float32)
     for i in tl.range(0, count):
@@ -228,6 +202,48 @@ def attention_backward_sum(
     d_v += begin * d_v_token + head * d_v_head
     store_rows(d_k, first + share * ROWS, stop, d_k_token, sum_k, ROWS, D_QK, P_QK)
     store_rows(d_v, first + share * ROWS, stop, d_v_token, sum_v, ROWS, D_V, P_V)
+
+
+@triton.jit
+def _row_whole_tile(
+    i, x_full, x_full_stop, y_full, y_full_stop, r_full, r_full_stop, t_full,
+    M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
+):  # fmt: skip
+    """Return the i-th of the tiles that need no mask."""
+    two = x_full_stop - x_full + y_full_stop - y_full
+    tile = y_full_stop + i - two
+    if CONTEXT:
+        tile = pick(i, x_full, x_full_stop - x_full, tile)
+    if M.recent > 0:
+        tile = tl.where(i < two, tile, r_full + i - two)
+    if TARGETS:
+        three = two + r_full_stop - r_full
+        tile = tl.where(i < three, tile, t_full + i - three)
+    return tile
+
+
+@triton.jit
+def _row_edge_tile(
+    i, x, x_full, x_full_stop, x_stop, y, y_full, y_full_stop, y_stop,
+    r, r_full, r_full_stop, r_stop, t, t_full, t_full_stop,
+    M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
+):  # fmt: skip
+    """Return the i-th of the tiles that need a mask: on both sides of each range's whole ones."""
+    one = x_full - x
+    two = one + x_stop - x_full_stop
+    three = two + y_full - y
+    tile = tl.where(i < three, y + i - two, y_full_stop + i - three)
+    if CONTEXT:
+        tile = tl.where(i < two, tl.where(i < one, x + i, x_full_stop + i - one), tile)
+    four = three + y_stop - y_full_stop
+    five = four + r_full - r
+    if M.recent > 0:
+        tile = tl.where(i < four, tile, tl.where(i < five, r + i - four, r_full_stop + i - five))
+    if TARGETS:
+        six = five + r_stop - r_full_stop
+        seven = six + t_full - t
+        tile = tl.where(i < six, tile, tl.where(i < seven, t + i - six, t_full_stop + i - seven))
+    return tile
 
 
 @triton.jit

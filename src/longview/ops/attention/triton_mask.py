@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
 """The mask inside a kernel: which tiles a block touches, which of them need no mask, and the mask of one tile.
 
 A sequence has c context tokens, history up to token e, targets up to token n. A block of rows (or of keys) never
@@ -79,134 +80,148 @@ def newest_start(c, e, M: tl.constexpr):
 
 
 @triton.jit
-def row_stop(first, c, e, n, size, M: tl.constexpr):
+def row_stop(first, c, e, n, size, M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr):
     """Return where the block of at most `size` rows that begins at `first` ends: with its region at the latest."""
-    newest = newest_start(c, e, M)
-    end = tl.where(first < c, c, tl.where(first < newest, newest, tl.where(first < e, e, n)))
+    end = n
+    if TARGETS:
+        end = tl.where(first < e, e, end)
+    if M.recent > 0:
+        newest = newest_start(c, e, M)
+        end = tl.where(first < newest, newest, end)
+    if CONTEXT:
+        end = tl.where(first < c, c, end)
     return tl.minimum(first + size, end)
 
 
 @triton.jit
-def columns_of_rows(first, stop, c, e, n, M: tl.constexpr):
+def columns_of_rows(first, stop, c, e, n, M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr):
     """Return what rows `first:stop` of one region see: global keys, the window, and targets of their groups.
 
     Three ranges of four numbers each (start, stop, full, full_stop); the targets' has nothing without a mask.
     """
     WINDOW: tl.constexpr = M.local_window
-    GROUP: tl.constexpr = M.target_group
-    REACH: tl.constexpr = M.target_reach
-    h = e - c
-    in_context, in_targets = first < c, first >= e
+    h, none = e - c, n * 0
     prefix = _prefix(c, M)
     # What most rows do: see everything before them.
-    a, a_stop, a_full, a_full_stop = e * 0, e * 0, e * 0, e * 0
-    b, b_stop, b_full, b_full_stop = e * 0, stop, e * 0, first + 1
+    a, a_stop, a_full, a_full_stop = none, none, none, none
+    b, b_stop, b_full, b_full_stop = none, stop, none, first + 1
+    g, g_stop = none, none
     if WINDOW > 0:
-        limited = (first >= c) & (first < newest_start(c, e, M))
         x, last = first - c, stop - 1 - c
-        near_first, near_last = e * 0, e * 0  # where the context begins to be seen
-        if not M.context_visible:
-            near_first = tl.where(x + 1 < WINDOW, 0, c)
-            near_last = tl.where(last + 1 < WINDOW, 0, c)
-        a = tl.where(limited, near_first, a)
-        a_stop = tl.where(limited, c + tl.minimum(prefix, last + 1), a_stop)
-        a_full = tl.where(limited, near_last, a_full)
-        a_full_stop = tl.where(limited, c + tl.minimum(prefix, x + 1), a_full_stop)
-        b = tl.where(limited, c + tl.maximum(x + 1 - WINDOW, 0), b)
-        b_full = tl.where(limited, c + tl.maximum(last + 1 - WINDOW, 0), b_full)
-    if M.context_rows == "bidirectional":
-        b_stop = tl.where(in_context, e, b_stop)
-        b_full_stop = tl.where(in_context, e, b_full_stop)
-    # Targets see all or part of the history, and of themselves what is in their group.
-    if REACH is None:
-        b_stop = tl.where(in_targets, e, b_stop)
-        b_full_stop = tl.where(in_targets, e, b_full_stop)
-    else:
-        near = e * 0
-        if not M.context_visible:
-            near = tl.where(h < REACH, 0, c)
-        a = tl.where(in_targets, near, a)
-        a_full = tl.where(in_targets, near, a_full)
-        a_stop = tl.where(in_targets, c + tl.minimum(prefix, h), a_stop)
-        a_full_stop = tl.where(in_targets, c + tl.minimum(prefix, h), a_full_stop)
-        b = tl.where(in_targets, c + tl.maximum(h - REACH, 0), b)
-        b_full = tl.where(in_targets, c + tl.maximum(h - REACH, 0), b_full)
-        b_stop = tl.where(in_targets, e, b_stop)
-        b_full_stop = tl.where(in_targets, e, b_full_stop)
-    g = tl.where(in_targets, first - (first - e) % GROUP, 0)
-    g_stop = tl.where(in_targets, stop, 0)
+        near, near_last = none, none  # where the context begins to be seen
+        if CONTEXT:
+            if not M.context_visible:
+                near, near_last = tl.where(x + 1 < WINDOW, 0, c), tl.where(last + 1 < WINDOW, 0, c)
+        a, a_stop = near, c + tl.minimum(prefix, last + 1)
+        a_full, a_full_stop = near_last, c + tl.minimum(prefix, x + 1)
+        b, b_full = c + tl.maximum(x + 1 - WINDOW, 0), c + tl.maximum(last + 1 - WINDOW, 0)
+        limited = first < newest_start(c, e, M)
+        if CONTEXT:
+            limited &= first >= c
+        if CONTEXT or TARGETS or M.recent > 0:
+            a, a_stop = tl.where(limited, a, 0), tl.where(limited, a_stop, 0)
+            a_full, a_full_stop = tl.where(limited, a_full, 0), tl.where(limited, a_full_stop, 0)
+            b, b_full = tl.where(limited, b, 0), tl.where(limited, b_full, 0)
+    if CONTEXT:
+        if M.context_rows == "bidirectional":
+            b_stop = tl.where(first < c, e, b_stop)
+            b_full_stop = tl.where(first < c, e, b_full_stop)
+    if TARGETS:  # they see all or part of the history, and of themselves what is in their group
+        REACH: tl.constexpr = M.target_reach
+        target = first >= e
+        b_stop, b_full_stop = tl.where(target, e, b_stop), tl.where(target, e, b_full_stop)
+        if REACH is not None:
+            start = none
+            if not M.context_visible:
+                start = tl.where(h < REACH, 0, c)
+            shared = c + tl.minimum(prefix, h)
+            a, a_stop = tl.where(target, start, a), tl.where(target, shared, a_stop)
+            a_full, a_full_stop = tl.where(target, start, a_full), tl.where(target, shared, a_full_stop)
+            reach = c + tl.maximum(h - REACH, 0)
+            b, b_full = tl.where(target, reach, b), tl.where(target, reach, b_full)
+        g = tl.where(target, first - (first - e) % M.target_group, 0)
+        g_stop = tl.where(target, stop, 0)
     return a, a_stop, a_full, a_full_stop, b, b_stop, b_full, b_full_stop, g, g_stop
 
 
 @triton.jit
-def key_stop(first, c, e, n, size, M: tl.constexpr):
+def key_stop(first, c, e, n, size, M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr):
     """Return where the block of at most `size` keys that begins at `first` ends: with its region at the latest."""
+    end = n
+    if TARGETS:
+        end = tl.where(first < e, e, end)
     shared = tl.minimum(c + _prefix(c, M), e)
-    end = tl.where(first < c, c, tl.where(first < shared, shared, tl.where(first < e, e, n)))
+    end = tl.where(first < shared, shared, end)
+    if CONTEXT:
+        end = tl.where(first < c, c, end)
     return tl.minimum(first + size, end)
 
 
 @triton.jit
-def rows_of_keys(first, stop, c, e, n, M: tl.constexpr):
+def rows_of_keys(first, stop, c, e, n, M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr):
     """Return the rows that see keys `first:stop` of one region: context, history by distance, newest, targets.
 
     Four ranges of four numbers each (start, stop, full, full_stop).
     """
     WINDOW: tl.constexpr = M.local_window
-    RECENT: tl.constexpr = M.recent
-    GROUP: tl.constexpr = M.target_group
-    REACH: tl.constexpr = M.target_reach
-    h = e - c
-    of_context, of_targets = first < c, first >= e
+    h, none = e - c, n * 0
     prefix = _prefix(c, M)
-    shared = first < c + prefix  # keys of the prefix; meaningless for context keys, which come first
-    # Context rows.
-    x, x_stop, x_full, x_full_stop = e * 0, e * 0, e * 0, e * 0
-    if M.context_rows == "bidirectional":
-        x_stop = tl.where(of_targets, 0, c)
-        x_full_stop = x_stop
-    else:
-        x, x_full = tl.where(of_context, first, 0), tl.where(of_context, stop - 1, 0)
-        x_stop = tl.where(of_context, c, 0)
+    x, x_stop, x_full, x_full_stop = none, none, none, none
+    if CONTEXT:
+        of_context = first < c
+        if M.context_rows == "bidirectional":
+            x_stop = tl.where(first < e, c, 0)
+        else:
+            x, x_full = tl.where(of_context, first, 0), tl.where(of_context, stop - 1, 0)
+            x_stop = tl.where(of_context, c, 0)
         x_full_stop = x_stop
     # History rows, as far as a key is seen from.
-    y, y_full = tl.maximum(first, c), tl.maximum(stop - 1, c)
-    y_stop, y_full_stop = e, e
+    y, y_full, y_stop, y_full_stop = first, stop - 1, e, e
+    if CONTEXT:
+        y, y_full = tl.maximum(y, c), tl.maximum(y_full, c)
     if WINDOW > 0:
-        far = (first >= c) & (first >= c + prefix)
-        y_stop = tl.where(far, tl.minimum(stop - 1 + WINDOW, e), y_stop)
-        y_full_stop = tl.where(far, tl.minimum(first + WINDOW, e), y_full_stop)
-        if not M.context_visible:
-            y_stop = tl.where(of_context, c + tl.minimum(WINDOW - 1, h), y_stop)
-            y_full_stop = tl.where(of_context, y_stop, y_full_stop)
-    y_stop = tl.where(of_targets, y, y_stop)
-    y_full_stop = tl.where(of_targets, y_full, y_full_stop)
+        shared = first < c + prefix  # a key of the prefix or the context
+        y_stop = tl.where(shared, e, tl.minimum(stop - 1 + WINDOW, e))
+        y_full_stop = tl.where(shared, e, tl.minimum(first + WINDOW, e))
+        if CONTEXT:
+            if M.context_visible:
+                y_stop, y_full_stop = tl.where(of_context, e, y_stop), tl.where(of_context, e, y_full_stop)
+            else:
+                y_stop = tl.where(of_context, c + tl.minimum(WINDOW - 1, h), y_stop)
+                y_full_stop = tl.where(of_context, y_stop, y_full_stop)
+    if TARGETS:
+        of_targets = first >= e
+        y_stop, y_full_stop = tl.where(of_targets, y, y_stop), tl.where(of_targets, y_full, y_full_stop)
     # The newest history rows, which see all before them.
-    r = tl.maximum(tl.maximum(newest_start(c, e, M), y_stop), y)
-    r_stop, r_full = e, tl.maximum(r, stop - 1)
-    if RECENT == 0:
-        r_stop = r
-    r_stop = tl.where(of_targets, r, r_stop)
-    # Targets.
-    t, t_stop, t_full, t_full_stop = e, n, e, n
-    if REACH is not None:
-        some = (stop - c > h - REACH) | shared
-        every = (first - c >= h - REACH) | shared
-        if M.context_visible:
-            some, every = some | of_context, every | of_context
-        else:
-            some = tl.where(of_context, h < REACH, some)
-            every = tl.where(of_context, h < REACH, every)
-        t_stop = tl.where(some, n, e)
-        t_full_stop = tl.where(every, n, e)
-    group_stop = e + ((stop - 1 - e) // GROUP + 1) * GROUP
-    t = tl.where(of_targets, first, t)
-    t_stop = tl.where(of_targets, tl.minimum(group_stop, n), t_stop)
-    t_full_stop = tl.where(of_targets, e, t_full_stop)
+    r, r_stop, r_full, r_full_stop = none, none, none, none
+    if WINDOW > 0:
+        if M.recent > 0:
+            r = tl.maximum(tl.maximum(newest_start(c, e, M), y_stop), y)
+            r_stop, r_full = e, tl.maximum(r, stop - 1)
+            if TARGETS:
+                r_stop = tl.where(of_targets, r, r_stop)
+            r_full_stop = r_stop
+    t, t_stop, t_full, t_full_stop = none, none, none, none
+    if TARGETS:
+        REACH: tl.constexpr = M.target_reach
+        GROUP: tl.constexpr = M.target_group
+        t, t_stop, t_full, t_full_stop = e, n, e, n
+        if REACH is not None:
+            some, every = (stop - c > h - REACH) | (first < c + prefix), (first - c >= h - REACH) | (first < c + prefix)
+            if CONTEXT:
+                if M.context_visible:
+                    some, every = some | of_context, every | of_context
+                else:
+                    some, every = tl.where(of_context, h < REACH, some), tl.where(of_context, h < REACH, every)
+            t_stop, t_full_stop = tl.where(some, n, e), tl.where(every, n, e)
+        group_stop = e + ((stop - 1 - e) // GROUP + 1) * GROUP
+        t = tl.where(of_targets, first, t)
+        t_stop = tl.where(of_targets, tl.minimum(group_stop, n), t_stop)
+        t_full_stop = tl.where(of_targets, e, t_full_stop)
     return (
         x, x_stop, x_full, x_full_stop,
         y, y_stop, y_full, y_full_stop,
-        r, r_stop, r_full, r_stop,
+        r, r_stop, r_full, r_full_stop,
         t, t_stop, t_full, t_full_stop,
     )  # fmt: skip
 

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
 """Arithmetic of one tile of scores inside a kernel, and the loads that feed it."""
 
 from __future__ import annotations
@@ -7,11 +8,22 @@ import triton.language as tl
 
 
 @triton.jit
+def entry(items, item, CONTEXT: tl.constexpr, TARGETS: tl.constexpr):
+    """Return what an entry of `work.py` begins with: first token, begin (int64), length, context and history end."""
+    at = items + 8 * item
+    n = tl.load(at + 2)
+    c, e = n * 0, n
+    if CONTEXT:
+        c = tl.load(at + 3)
+    if TARGETS:
+        e = tl.load(at + 4)
+    return tl.load(at), tl.load(at + 1).to(tl.int64), n, c, e
+
+
+@triton.jit
 def tanh(x):
     """The hardware's tanh (one operation, relative error about 2^-11); float32 in and out."""
-    return tl.inline_asm_elementwise(
-        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -40,13 +52,15 @@ def silu_and_slope(half_z, FAST: tl.constexpr):
 
 
 @triton.jit
-def load_rows(base, first, stop, stride, ROWS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, CHECK: tl.constexpr):
+def load_rows(
+    base, first, stop, stride, ROWS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, CHECK: tl.constexpr
+):
     """Return rows `first:first + ROWS` (ROWS, PADDED) of a head; with CHECK zeros from `stop` on.
 
     Zeros, because the next token belongs to another sequence, and a NaN there must not spread.
     """
     rows, dims = tl.arange(0, ROWS), tl.arange(0, PADDED)
-    pointers = base + first.to(tl.int64) * stride + rows[:, None] * stride + dims[None, :]
+    pointers = (base + first.to(tl.int64) * stride) + (rows[:, None] * stride + dims[None, :])
     if CHECK:
         inside = first + rows[:, None] < stop
         if DIM < PADDED:
@@ -63,7 +77,7 @@ def load_rows(base, first, stop, stride, ROWS: tl.constexpr, DIM: tl.constexpr, 
 def store_rows(base, first, stop, stride, values, ROWS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr):
     """Write `values` (ROWS, PADDED) to rows `first:stop` of a head, in the dtype that is there."""
     rows, dims = tl.arange(0, ROWS), tl.arange(0, PADDED)
-    pointers = base + first.to(tl.int64) * stride + rows[:, None] * stride + dims[None, :]
+    pointers = (base + first.to(tl.int64) * stride) + (rows[:, None] * stride + dims[None, :])
     inside = first + rows[:, None] < stop
     if DIM < PADDED:
         inside &= dims[None, :] < DIM

@@ -13,45 +13,82 @@ from typing import Literal
 from longview.ops.attention.mask import MaskSpec
 
 Kernel = Literal["forward", "rows", "keys"]
-SHORT = 384  # keys a row sees, K1 + K2: up to here blocks are low
+Reach = Literal["short", "window", "all"]
+SHORT = 384  # keys a row sees, K1 + K2: up to here every tile counts
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """BM rows, BN keys, warps and pipeline stages of one kernel."""
+    """BM rows, BN keys, warps and pipeline stages of one kernel; `joined`: edge tiles share the loop of the others."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+    joined: bool = False
 
 
-# By the larger of the padded head dimensions: (short window, otherwise).
-_HALF: dict[Kernel, dict[int, tuple[Blocks, Blocks]]] = {
-    "forward": {
-        64: (Blocks(64, 64, 4, 3), Blocks(128, 64, 4, 3)),
-        128: (Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 3)),
-        256: (Blocks(64, 32, 4, 2), Blocks(128, 32, 8, 2)),
+# By kernel and the larger of the padded head dimensions, for operands of two bytes.
+_TABLE: dict[tuple[Kernel, int], dict[Reach, Blocks]] = {
+    ("forward", 64): {
+        "short": Blocks(64, 64, 4, 3, True),
+        "window": Blocks(64, 64, 4, 3, True),
+        "all": Blocks(128, 64, 8, 3, True),
     },
-    "rows": {
-        64: (Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 3)),
-        128: (Blocks(64, 64, 4, 2), Blocks(128, 64, 8, 2)),
-        256: (Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 2)),
+    ("forward", 128): {
+        "short": Blocks(64, 64, 4, 3, True),
+        "window": Blocks(64, 64, 4, 3),
+        "all": Blocks(64, 64, 4, 3),
     },
-    "keys": {
-        64: (Blocks(64, 64, 4, 3), Blocks(64, 128, 8, 3)),
-        128: (Blocks(64, 64, 4, 2), Blocks(64, 128, 8, 2)),
-        256: (Blocks(32, 64, 8, 2), Blocks(32, 64, 8, 2)),
+    ("forward", 256): {
+        "short": Blocks(64, 32, 8, 2),
+        "window": Blocks(64, 32, 8, 2),
+        "all": Blocks(128, 32, 8, 2),
+    },
+    ("rows", 64): {
+        "short": Blocks(64, 32, 4, 3),
+        "window": Blocks(64, 32, 4, 3),
+        "all": Blocks(64, 32, 4, 3),
+    },
+    ("rows", 128): {
+        "short": Blocks(64, 64, 4, 2, True),
+        "window": Blocks(64, 64, 4, 2, True),
+        "all": Blocks(128, 64, 8, 3),
+    },
+    ("rows", 256): {
+        "short": Blocks(64, 32, 8, 2),
+        "window": Blocks(64, 32, 8, 2),
+        "all": Blocks(64, 32, 8, 2),
+    },
+    ("keys", 64): {
+        "short": Blocks(32, 64, 4, 3, True),
+        "window": Blocks(32, 64, 4, 3, True),
+        "all": Blocks(32, 64, 4, 3),
+    },
+    ("keys", 128): {
+        "short": Blocks(32, 64, 4, 3),
+        "window": Blocks(32, 64, 4, 3),
+        "all": Blocks(64, 128, 8, 3),
+    },
+    ("keys", 256): {
+        "short": Blocks(32, 64, 8, 2),
+        "window": Blocks(32, 64, 8, 2),
+        "all": Blocks(32, 64, 8, 2),
     },
 }
 # Float32 operands take twice the room, and IEEE products run on the ordinary units: small blocks.
 _SINGLE = Blocks(32, 32, 4, 2)
 
 
+def reach_of(mask: MaskSpec) -> Reach:
+    """Return how far a history row sees, as far as block sizes depend on it."""
+    if not mask.local_window:
+        return "all"
+    return "short" if mask.local_window + mask.global_size <= SHORT else "window"
+
+
 def blocks_for(kernel: Kernel, mask: MaskSpec, padded: int, itemsize: int) -> Blocks:
     """Return the block sizes of `kernel` for heads of `padded` numbers of `itemsize` bytes."""
     if itemsize > 2:
         return _SINGLE
-    sizes = _HALF[kernel]
-    short, long = sizes[next(dim for dim in sorted(sizes) if padded <= dim)]
-    return short if 0 < mask.local_window and mask.local_window + mask.global_size <= SHORT else long
+    return _TABLE[kernel, max(padded, 64)][reach_of(mask)]

@@ -1,7 +1,12 @@
 """Which blocks of a jagged batch the kernels work on: lists made on the device, without waiting for it.
 
 A block of query rows or of keys never crosses from one region of its sequence (context, history, newest rows or
-prefix keys, targets) to the next. The host knows only bounds of how many blocks there are; vacant entries say -1.
+prefix keys, targets) to the next. The host knows only bounds of how many blocks there are; a vacant entry begins
+with -1.
+
+An entry holds all a kernel must know of its block, so that one read of 32 bytes starts its work. Its first five
+numbers (int32) are: first row or key of the block within its sequence; where the sequence begins in the batch; its
+length; where its context and its history end.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ class Shape:
         context, targets: (batch,) int64 tokens in front and at the end, or None for none.
         total: tokens of all sequences.
         max_context: the longest context; 0 without.
+        query_offsets: (batch + 1,) int64 where only the newest tokens of each sequence ask, or None for all of them.
+        total_queries: how many ask.
     """
 
     offsets: Tensor
@@ -33,6 +40,8 @@ class Shape:
     targets: Tensor | None
     total: int
     max_context: int
+    query_offsets: Tensor | None = None
+    total_queries: int = 0
 
     @property
     def batch(self) -> int:
@@ -46,10 +55,20 @@ class Shape:
         end = length if self.targets is None else length - self.targets
         return context, end, length
 
+    def entries(self, sequence: Tensor, first: Tensor, *more: Tensor) -> Tensor:
+        """Return (count, 8) int32 entries of blocks; `sequence` -1 makes a vacant one. `more`: up to three columns."""
+        context, end, length = self.regions
+        place = sequence.clamp(min=0)
+        known = [self.offsets[:-1][place], length[place], context[place], end[place]] if self.batch else [first] * 4
+        columns = [torch.where(sequence < 0, VACANT, first), *known, *more]
+        columns += [torch.zeros_like(first)] * (8 - len(columns))
+        return torch.stack(columns, 1).to(torch.int32)
+
 
 def row_items(shape: Shape, mask: MaskSpec, size: int) -> Tensor:
-    """Return (count, 2) int32: sequence and first row of every block of at most `size` rows, the longest work first.
+    """Return an entry for every block of at most `size` rows that ask, (count, 8) int32, the longest work first.
 
+    Its sixth number is what to add to a row's place in its sequence for its place among the queries.
     Where every block sees about as many keys they stay in order, so that neighbours share keys in the cache.
     """
     context, end, length = shape.regions
@@ -58,7 +77,12 @@ def row_items(shape: Shape, mask: MaskSpec, size: int) -> Tensor:
         limited = end - context >= mask.local_window
         newest = torch.where(limited, torch.maximum(end - mask.recent, context), end)
     starts, stops = [torch.zeros_like(context), context, newest, end], [context, newest, end, length]
-    sequence, first = _blocks(starts, stops, size, _bound(shape, 4, size))
+    shift = shape.offsets[:-1]  # what to add to a row's place in its sequence for its place in q
+    if shape.query_offsets is not None:
+        silent = length - shape.query_offsets.diff()
+        starts, shift = [torch.maximum(start, silent) for start in starts], shape.query_offsets[:-1] - silent
+    total = shape.total if shape.query_offsets is None else shape.total_queries
+    sequence, first = _blocks(starts, stops, size, _bound(shape, total, 4, size))
     if not mask.local_window or mask.recent or shape.targets is not None:
         # A block's last row sees about as many keys as lie before it, unless a window limits it.
         place = sequence.clamp(min=0)
@@ -69,7 +93,7 @@ def row_items(shape: Shape, mask: MaskSpec, size: int) -> Tensor:
         work[sequence < 0] = -1
         order = work.argsort(descending=True, stable=True)
         sequence, first = sequence[order], first[order]
-    return torch.stack([sequence, first], 1).to(torch.int32)
+    return shape.entries(sequence, first, shift[sequence.clamp(min=0)] if shape.batch else first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +101,9 @@ class KeyItems:
     """Blocks of keys, and for those that nearly every row sees, slices of these rows.
 
     Attributes:
-        items: (count, 5) int32: sequence, first key, first and last row of the slice, and where its partial sums go
-            (-1: it is all of the block's rows, and the result is written at once).
-        sums: (blocks, 4) int32: sequence, first key, first partial sum and how many, of every sliced block.
+        items: (count, 8) int32 entries, then first and last row of the slice, and where its partial sums go (-1: it
+            is all of the block's rows, and the result is written at once).
+        sums: (blocks, 8) int32 entries of the sliced blocks, then the first partial sum and how many.
         slots: how many partial sums there may be.
     """
 
@@ -102,7 +126,7 @@ def key_items(shape: Shape, mask: MaskSpec, size: int, rows: int, slice_rows: in
         shared = torch.minimum(context + counted, end)
     zero = torch.zeros_like(context)
     sliced = bool(mask.local_window) and (prefix > 0 or shape.context is not None)
-    lists, sums, slots = [], torch.empty(0, 4, dtype=torch.int32, device=context.device), 0
+    lists, sums, slots = [], torch.empty(0, 8, dtype=torch.int32, device=context.device), 0
     if sliced:
         per_sequence = -(-prefix // size) + -(-shape.max_context // size)
         sequence, first = _blocks([zero, context], [context, shared], size, per_sequence * shape.batch)
@@ -117,23 +141,24 @@ def key_items(shape: Shape, mask: MaskSpec, size: int, rows: int, slice_rows: in
         slot = torch.where(slices[block] > 1, torch.arange(slots, device=first.device), VACANT)
         start = number * slice_rows
         chosen = torch.where(real, sequence[block], VACANT)
-        lists.append(torch.stack([chosen, first[block], start, start + slice_rows, slot], 1))
-        begin = last - slices
-        sums = torch.stack([torch.where(slices > 1, sequence, VACANT), first, begin, slices], 1).to(torch.int32)
-    bounds = ([shared, end], [end, length]) if sliced else ([zero, context, shared, end], [context, shared, end, length])
-    sequence, first = _blocks(*bounds, size, _bound(shape, len(bounds[0]), size))
+        lists.append(shape.entries(chosen, first[block], start, start + slice_rows, slot))
+        sums = shape.entries(torch.where(slices > 1, sequence, VACANT), first, last - slices, slices)
+    bounds = (
+        ([shared, end], [end, length]) if sliced else ([zero, context, shared, end], [context, shared, end, length])
+    )
+    sequence, first = _blocks(*bounds, size, _bound(shape, shape.total, len(bounds[0]), size))
     whole = length[sequence.clamp(min=0)]
     whole = -(-whole // rows) * rows
-    lists.append(torch.stack([sequence, first, torch.zeros_like(first), whole, torch.full_like(first, VACANT)], 1))
+    lists.append(shape.entries(sequence, first, torch.zeros_like(first), whole, torch.full_like(first, VACANT)))
     if not mask.local_window:
         work = torch.where(sequence < 0, -1, whole - first)
         lists[-1] = lists[-1][work.argsort(descending=True, stable=True)]
-    return KeyItems(torch.cat(lists).to(torch.int32), sums, slots)
+    return KeyItems(torch.cat(lists), sums, slots)
 
 
-def _bound(shape: Shape, regions: int, size: int) -> int:
+def _bound(shape: Shape, total: int, regions: int, size: int) -> int:
     used = 1 + (shape.context is not None) + (shape.targets is not None) + (regions > 1)
-    return shape.total // size + used * shape.batch
+    return total // size + used * shape.batch
 
 
 def _blocks(starts: list[Tensor], stops: list[Tensor], size: int, bound: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Softmax losses over a catalogue that never hold queries × items.
 
-`full_softmax_loss` sees every item; `sampled_softmax_loss` the target and a few negatives. Both compute loss and
-gradients block by block in the forward pass, accumulate in float32, and do their matrix products in the autocast
-dtype where autocast is on. `reference.py` says the same densely.
+`full_softmax_loss` sees every item; `sampled_softmax_loss` the target and a few negatives. Both accumulate in float32
+and do their matrix products in the autocast dtype where autocast is on. The blocked path (`full.py`, `sampled.py`)
+computes loss and gradients block by block in the forward pass; the kernels (`fused_*.py`, `triton_*.py`) hold no
+logits at all and are bit for bit repeatable. `path.py` chooses, `reference.py` says the same densely.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from longview.errors import InputError
 from longview.ops.softmax_loss.full import FullSoftmaxLoss
+from longview.ops.softmax_loss.path import Path, path_for
 from longview.ops.softmax_loss.sampled import Sample, SampledSoftmaxLoss
 
 __all__ = ["full_softmax_loss", "sampled_softmax_loss"]
@@ -27,6 +29,7 @@ def full_softmax_loss(
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
     block: int | None = None,
+    path: Path | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy of `targets` under softmax(queries @ items.T / temperature), a scalar.
 
@@ -37,6 +40,7 @@ def full_softmax_loss(
         temperature: positive; divides the logits.
         label_smoothing: in [0, 1): the weight spread evenly over the catalogue.
         block: queries a block; by default 8 MB of logits on a CPU, 512 MB on an accelerator (and 64 rows at least).
+        path: `blocked` or `triton`; None = the kernels on a GPU where `path.py` says that they pay, else blocks.
 
     Gradients reach `queries` and `items`; there is no second derivative.
 
@@ -51,6 +55,10 @@ def full_softmax_loss(
     _check(queries, items, targets, temperature, block)
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    if path_for("full", queries, items, path, block) == "triton":
+        from longview.ops.softmax_loss.fused_full import FusedFullSoftmaxLoss
+
+        return _scalar(FusedFullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, None)
     return _scalar(FullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, block)
 
 
@@ -64,14 +72,17 @@ def sampled_softmax_loss(
     negative_log_q: Tensor | None = None,
     target_log_q: Tensor | None = None,
     block: int | None = None,
+    path: Path | None = None,
+    sparse: bool = False,
 ) -> Tensor:
     """Return the mean cross-entropy of each target among itself and its negatives, a scalar.
 
     `negatives` (m,) serve all queries; (groups, m) serve equal runs of ceil(n / groups) queries each, in order.
     A negative equal to a query's target is left out for that query. With `negative_log_q` (shape of `negatives`)
     and `target_log_q` (n,), the log of how often a sampler draws each, logits are corrected so that the loss
-    estimates the full softmax (Bengio and Senécal 2008; Yi et al. 2019). Other arguments as in
-    `full_softmax_loss`.
+    estimates the full softmax (Bengio and Senécal 2008; Yi et al. 2019). With `sparse` the gradient of `items` is
+    a sparse tensor that holds a row for each target and negative, which `ops.embedding.RowwiseOptimiser` takes;
+    a dense one costs a pass over the table. Other arguments as in `full_softmax_loss`.
 
     Example:
         >>> items = torch.eye(3)
@@ -91,7 +102,11 @@ def sampled_softmax_loss(
     sample = Sample(
         negatives.view(-1, width), None if negative_log_q is None else negative_log_q.view(-1, width), target_log_q
     )
-    return _scalar(SampledSoftmaxLoss, queries, items, targets, sample, temperature, block)
+    if path_for("sampled", queries, items, path, block) == "triton":
+        from longview.ops.softmax_loss.fused_sampled import FusedSampledSoftmaxLoss
+
+        return _scalar(FusedSampledSoftmaxLoss, queries, items, targets, sample, temperature, sparse, None)
+    return _scalar(SampledSoftmaxLoss, queries, items, targets, sample, temperature, sparse, block)
 
 
 def _scalar(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from longview.ops.embedding import sparse_gradient
 from longview.ops.softmax_loss.numerics import (
     SAFE_EXPONENT,
     accumulation_dtype,
@@ -33,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class SampledSoftmaxLoss(torch.autograd.Function):
-    """`apply(queries, items, targets, sample, temperature, block)` → mean loss, a scalar."""
+    """`apply(queries, items, targets, sample, temperature, sparse, block)` → mean loss, a scalar."""
 
     @staticmethod
     def forward(
@@ -43,6 +44,7 @@ class SampledSoftmaxLoss(torch.autograd.Function):
         targets: Tensor,
         sample: Sample,
         temperature: float,
+        sparse: bool,
         block: int | None,
     ) -> Tensor:
         dtype = matmul_dtype(queries, items)
@@ -51,7 +53,7 @@ class SampledSoftmaxLoss(torch.autograd.Function):
             loss = sweep.run(block, any(ctx.needs_input_grad[:2]))
             if any(ctx.needs_input_grad[:2]):
                 ctx.save_for_backward(*sweep.gradients(), targets, sample.negatives)
-        ctx.like = queries.dtype, items.dtype, items.shape
+        ctx.sparse, ctx.like = sparse, (queries.dtype, items.dtype, items.shape)
         return loss
 
     @staticmethod
@@ -62,13 +64,16 @@ class SampledSoftmaxLoss(torch.autograd.Function):
         found: list[Tensor | None] = [None, None]
         if ctx.needs_input_grad[0]:
             found[0] = (grad_queries * grads[0]).to(query_dtype)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and ctx.sparse:
+            ids = torch.cat([targets, negatives.flatten()])
+            found[1] = sparse_gradient(ids, torch.cat([grad_targets, grad_negatives]) * grads[0], item_dtype, shape)
+        elif ctx.needs_input_grad[1]:
             # The table's gradient is made here, once: a pass over a large table costs more than the loss.
             table = grad_targets.new_zeros(shape)
             table.index_add_(0, targets, grad_targets * grads[0])
             table.index_add_(0, negatives.flatten(), grad_negatives * grads[0])
             found[1] = table.to(item_dtype)
-        return (*found, None, None, None, None)
+        return (*found, None, None, None, None, None)
 
 
 class _Sweep:

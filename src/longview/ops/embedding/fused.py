@@ -1,0 +1,88 @@
+# mypy: disable-error-code="index, no-untyped-call"
+"""Launches of the kernels in `triton_segments`: sums by id, and optimisers that act on them in the same pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from longview.ops.embedding import triton_segments as kernels
+from longview.ops.embedding.dedup import group_ids
+from longview.ops.kernels import padded_dim
+
+
+class Rule(NamedTuple):
+    """What is done with the sum of a row: the settings of `triton_segments.apply_rule`, by its names."""
+
+    number: int
+    rate: float = 0.0
+    eps: float = 0.0
+    beta1: float = 0.0
+    beta2: float = 0.0
+    correction1: float = 1.0
+    correction2: float = 1.0
+    decay: float = 0.0
+    seed: int = 0
+    step: int = 0
+
+
+def sum_by_id(ids: Tensor, grads: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    """Return what `reference.sum_by_id` does, from sums in float32."""
+    table = grads.new_zeros(shape, dtype=dtype)
+    apply_by_id(table, (), ids, grads, Rule(kernels.PUT.value))
+    return table
+
+
+def adagrad_(table: Tensor, squares: Tensor, ids: Tensor, grads: Tensor, *, rate: float, eps: float, seed: int,
+             step: int) -> None:  # fmt: skip
+    """Do what `reference.adagrad_` does; random bits of a bfloat16 table come from `seed` and `step`."""
+    rule = Rule(kernels.ADAGRAD.value, rate=rate, eps=eps, seed=seed, step=step)
+    apply_by_id(table, (squares,), ids, grads, rule)
+
+
+def adamw_(
+    table: Tensor,
+    moments: tuple[Tensor, Tensor],
+    ids: Tensor,
+    grads: Tensor,
+    *,
+    step: int,
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+    seed: int,
+) -> None:
+    """Do what `reference.adamw_` does; random bits of a bfloat16 table come from `seed` and `step`."""
+    corrections = 1 - betas[0] ** step, 1 - betas[1] ** step
+    rule = Rule(kernels.ADAMW.value, rate, eps, *betas, *corrections, decay, seed, step)
+    apply_by_id(table, moments, ids, grads, rule)
+
+
+def apply_by_id(table: Tensor, state: tuple[Tensor, ...], ids: Tensor, grads: Tensor, rule: Rule) -> None:
+    """Sum the rows of `grads` (n, D) by id and apply `rule` to the rows of `table` (V, D) and `state`, in place."""
+    n, width = grads.shape
+    if not n:
+        return
+    first, second = (*state, table, table)[:2]
+    grads, padded = grads.contiguous(), padded_dim(width)
+    put = rule.number == kernels.PUT.value
+    sizes = {"WIDTH": width, "PADDED": padded, "num_warps": kernels.WARPS}
+    flags = {"RULE": rule.number, "STOCHASTIC": table.dtype == torch.bfloat16 and not put}
+    settings = (*rule[1:], kernels.LIMIT)
+    with torch.cuda.device_of(table):
+        order, rank, unique, offsets, count = group_ids(ids, len(table))
+        segments = kernels.segments_at_once(padded)
+        kernels.sum_short[(-(-n // segments),)](
+            grads, order, unique, offsets, count, table, first, second, *settings, **flags, SEGMENTS=segments, **sizes
+        )
+        if n > kernels.LIMIT:
+            chunks = -(-n // kernels.LIMIT)
+            pieces = grads.new_empty((chunks, 2, width), dtype=torch.float32)
+            sizes |= {"AT_ONCE": kernels.rows_at_once(padded)}
+            kernels.sum_pieces[(chunks,)](grads, order, rank, offsets, pieces, n, kernels.LIMIT, **sizes)
+            kernels.sum_long[(chunks,)](
+                pieces, rank, unique, offsets, table, first, second, n, *settings, **flags, **sizes
+            )

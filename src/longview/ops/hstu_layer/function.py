@@ -1,0 +1,138 @@
+"""The layer as one autograd function: what is kept, what is recomputed, and the gradients.
+
+Products of the backward pass are plain and left to the library; kernels do what lies between. With n = the normalised
+input, W' = W * gamma and M = d_pre^T n, the projection's gradients need no pass over the tokens of their own:
+
+    dW = M * gamma + d_b beta^T      d_gamma = colsum(W * M)      d_beta = W^T d_b      d_n = d_pre W'
+
+Shapes: T tokens, D width, H heads, G = H·d_v, N columns of U, V, Q and K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from longview.ops.hstu_layer.settings import Attention, LayerParameters, LayerSettings
+from longview.ops.hstu_layer.triton_backward import gate_backward, silu_backward_
+from longview.ops.hstu_layer.triton_norm import normalise, normalise_backward
+from longview.ops.hstu_layer.triton_output import Gate, output
+from longview.ops.hstu_layer.triton_project import Folded, fold, project
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call has besides tensors."""
+
+    settings: LayerSettings
+    attention: Attention
+    product: torch.dtype  # operands of the matrix products
+    rate: float  # dropout; 0 in evaluation
+    seed: int
+    differentiated: bool  # whether a backward pass may follow
+
+
+class FusedLayer(torch.autograd.Function):
+    """`apply(call, z, *parameters)` → z' (T, D) in the dtype of z."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, z_TD: Tensor, *tensors: Tensor) -> Tensor:
+        parameters, s = LayerParameters(*tensors), call.settings
+        with torch.autocast(z_TD.device.type, enabled=False):
+            folded = _folded(parameters, call)
+            keep_pre = call.differentiated and not s.recompute_uvqk
+            projected = project(z_TD, folded, s.activated, s.epsilon, save_pre=keep_pre)
+            u, *vqk = torch.split(projected.uvqk, s.sizes, dim=1)
+            v, q, k = (_heads(x, s) for x in vqk)
+            a_TG = call.attention.forward(q, k, v).to(call.product).reshape(len(z_TD), s.gate).contiguous()
+            weight = parameters.output_weight.to(call.product)
+            keep_gated = call.differentiated and not s.recompute_gated
+            out, a_statistics, gated = output(
+                z_TD, a_TG, u, _gate(parameters, call), weight, parameters.output_bias, keep_gated=keep_gated
+            )
+            if call.differentiated:
+                normed = None
+                if not s.recompute_normed:
+                    _, normed = normalise(z_TD, s.epsilon, projected.statistics, call.product)
+                kept = (projected.uvqk, projected.pre) if keep_pre else (None, None)
+                statistics = (*projected.statistics, *a_statistics)
+                ctx.save_for_backward(z_TD, a_TG, *statistics, normed, *kept, gated, *tensors)
+                ctx.call = call
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(d_out.device.type, enabled=False):
+            return _gradients(ctx.call, ctx.saved_tensors, d_out.contiguous())
+
+
+def _gradients(call: Call, saved: tuple[Tensor, ...], d_out: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `apply`'s arguments; every buffer of the backward pass lives and dies here."""
+    z, a, mean, rstd, a_mean, a_rstd, normed, uvqk, pre, gated, *tensors = saved
+    parameters, s = LayerParameters(*tensors), call.settings
+    folded = _folded(parameters, call)
+    if uvqk is None:
+        again = project(z, folded, s.activated, s.epsilon, statistics=(mean, rstd), save_pre=True)
+        uvqk, pre = again.uvqk, again.pre
+    d_uvqk = torch.empty_like(uvqk)
+    u, *vqk = torch.split(uvqk, s.sizes, dim=1)
+    d_u, *d_vqk = torch.split(d_uvqk, s.sizes, dim=1)
+
+    d_product = d_out.to(call.product)
+    d_gated = d_product @ parameters.output_weight.to(call.product)
+    gate = _gate(parameters, call)
+    d_a, gated, d_norm_weight, d_norm_bias = gate_backward(d_gated, a, u, d_u, gate, (a_mean, a_rstd), gated)
+    d_output_weight = _transposed_product(d_product, gated)
+    del d_gated, gated, d_product
+
+    v, q, k = (_heads(x, s) for x in vqk)
+    d_v, d_q, d_k = (_heads(x, s) for x in d_vqk)
+    call.attention.backward(_heads(d_a, s), q, k, v, (d_q, d_k, d_v))
+    del u, vqk, v, q, k, uvqk, d_a
+
+    d_bias = silu_backward_(d_uvqk, pre)
+    d_normed = d_uvqk @ folded.weight
+    d_z, normed, d_output_bias = normalise_backward(z, d_normed, d_out, (mean, rstd), normed)
+    product = _transposed_product(d_uvqk, normed)
+    weight, gamma, beta = (
+        x.to(product.dtype) for x in (parameters.uvqk_weight, parameters.norm_weight, parameters.norm_bias)
+    )
+    gradients = LayerParameters(
+        norm_weight=(weight * product).sum(0),
+        norm_bias=d_bias @ weight,
+        uvqk_weight=product * gamma + d_bias[:, None] * beta,
+        uvqk_bias=d_bias,
+        attention_norm_weight=d_norm_weight,
+        attention_norm_bias=d_norm_bias,
+        output_weight=d_output_weight,
+        output_bias=d_output_bias,
+    )
+    return None, d_z, *(g.to(x.dtype) for g, x in zip(gradients.tensors(), tensors, strict=True))
+
+
+def _heads(x_TC: Tensor, settings: LayerSettings) -> Tensor:
+    """Return the (T, H, d) view of some of the projection's columns."""
+    return x_TC.view(len(x_TC), settings.heads, -1)
+
+
+def _folded(parameters: LayerParameters, call: Call) -> Folded:
+    p = parameters
+    return fold(p.uvqk_weight, p.uvqk_bias, p.norm_weight, p.norm_bias, call.product)
+
+
+def _gate(parameters: LayerParameters, call: Call) -> Gate:
+    s = call.settings
+    weight, bias = parameters.attention_norm_weight, parameters.attention_norm_bias
+    return Gate(weight, bias, s.groups, s.epsilon, call.rate, call.seed)
+
+
+def _transposed_product(left_TM: Tensor, right_TN: Tensor) -> Tensor:
+    """Return left^T right (M, N) in float32, whatever the operands are."""
+    if left_TM.is_cuda and left_TM.dtype != torch.float32:
+        return torch.mm(left_TM.mT, right_TN, out_dtype=torch.float32)
+    return (left_TM.mT @ right_TN).float()

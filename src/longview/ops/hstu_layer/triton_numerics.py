@@ -1,0 +1,64 @@
+# mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
+"""Pieces every kernel of the layer shares: SiLU and its derivative, dropout bits, the order of tiles.
+
+`TANH` chooses the form of the sigmoid: by the hardware's tanh (one special-function operation, relative error 2^-11:
+enough for 16-bit results), or by exp (float32, and Triton's interpreter, which knows no inline assembly).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tanh_approx(x):
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def sigmoid(x, TANH: tl.constexpr):
+    if TANH:
+        share = 0.5 * tanh_approx(0.5 * x) + 0.5
+    else:
+        share = 1.0 / (1.0 + tl.exp(-x))
+    return share
+
+
+@triton.jit
+def silu(x, TANH: tl.constexpr):
+    if TANH:
+        half = 0.5 * x
+        result = half * tanh_approx(half) + half
+    else:
+        result = x / (1.0 + tl.exp(-x))
+    return result
+
+
+@triton.jit
+def silu_derivative(x, TANH: tl.constexpr):
+    share = sigmoid(x, TANH)
+    return share * (1.0 + x * (1.0 - share))
+
+
+@triton.jit
+def kept(seed, row_R, column_R, level, BLOCK: tl.constexpr):
+    """Return (R, BLOCK) booleans for the columns from `column_R` (multiples of 8) on; see `counter.py`."""
+    eighth = (column_R // 8)[:, None] + tl.arange(0, BLOCK // 8)[None, :]
+    row = row_R[:, None] + tl.zeros_like(eighth)
+    zero = tl.zeros_like(eighth)
+    w0, w1, w2, w3 = tl.philox(seed, eighth, row, zero, zero)
+    # join() puts its operands innermost: this order makes the word's number the flattened index.
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    halves = tl.join(words & 0xFFFF, words >> 16)
+    return halves.reshape(row_R.shape[0], BLOCK) >= level
+
+
+@triton.jit
+def tile_of(number, blocks_m, blocks_n, GROUP: tl.constexpr):
+    """Return the (row, column) of a tile: down `GROUP` row blocks first, then on to the next column block."""
+    per_group = GROUP * blocks_n
+    first = (number // per_group) * GROUP
+    tall = min(blocks_m - first, GROUP)
+    inside = number % per_group
+    return first + inside % tall, inside // tall
