@@ -1,0 +1,67 @@
+"""Timing on a GPU: interleaved rounds as in `timing.py`, measured by the device's own events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from longview.bench.timing import Timing
+from longview.errors import InputError
+
+
+def require_gpu(what: str) -> torch.device:
+    """Return the GPU that `what` is measured on.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not torch.cuda.is_available():
+        raise InputError(f"bench {what} times GPU kernels, and this machine has no CUDA GPU; see longview doctor")
+    return torch.device("cuda")
+
+
+def device_interleaved(
+    providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 3
+) -> dict[str, Timing]:
+    """Call every provider once a round, each round beginning with another one; return seconds on the device.
+
+    The host runs ahead of the device, so that a provider's launches are not part of its time unless it waits for
+    them. `warm_up` rounds, where kernels are compiled, are not counted.
+
+    Raises:
+        InputError: fewer than one round.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds={rounds}: at least 1")
+    events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in providers}
+    names = list(providers)
+    for turn in range(-warm_up, rounds):
+        first = turn % max(len(names), 1)
+        if turn <= 0:
+            torch.cuda.synchronize()
+        for name in names[first:] + names[:first]:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            providers[name]()
+            end.record()
+            if turn >= 0:
+                events[name].append((begin, end))
+    torch.cuda.synchronize()
+    return {name: Timing.of([a.elapsed_time(b) / 1e3 for a, b in pairs]) for name, pairs in events.items()}
+
+
+def clocks() -> dict[str, str]:
+    """Return clocks, power and temperature as the driver reports them now, or nothing where it does not."""
+    import shutil
+    import subprocess
+
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {}
+    fields = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+    query = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
+    found = done.stdout.strip().splitlines()
+    return dict(zip(fields, found[0].split(", "), strict=False)) if done.returncode == 0 and found else {}
