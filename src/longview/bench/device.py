@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,7 +44,7 @@ def device_interleaved(
         if turn <= 0:
             torch.cuda.synchronize()
         for name in names[first:] + names[:first]:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin, end = (_event() for _ in range(2))
             begin.record()
             providers[name]()
             end.record()
@@ -52,11 +54,12 @@ def device_interleaved(
     return {name: Timing.of([a.elapsed_time(b) / 1e3 for a, b in pairs]) for name, pairs in events.items()}
 
 
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 def clocks() -> dict[str, str]:
     """Return clocks, power and temperature as the driver reports them now, or nothing where it does not."""
-    import shutil
-    import subprocess
-
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return {}

@@ -15,15 +15,64 @@ bench_app = typer.Typer(help="Measure speed and memory; every figure the project
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")]
 
 
+Rounds = Annotated[int, typer.Option(help="Timed rounds of each setting.")]
+
+
 @bench_app.command("attention")
 def attention_bench(
-    rounds: Annotated[int, typer.Option(help="Timed rounds of each setting.")] = 20,
+    rounds: Rounds = 20,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    peer_checkout: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="On a GPU: a checkout of Meta's generative-recommenders to time.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="On a GPU: draw the figures there.")] = None,
     json: JsonFile = None,
 ) -> None:
-    """Time the attention paths of this machine's CPU beside the dense reference and softmax attention."""
-    from longview.bench.attention import bench_attention
+    """Time attention beside softmax attention and, on a GPU, Meta's kernel."""
+    from longview.errors import InputError
 
-    _deliver(bench_attention(rounds=rounds), json)
+    if device == "cpu":
+        from longview.bench.attention import bench_attention
+
+        if plot or peer_checkout:
+            raise InputError("--plot and --peer-checkout go with --device cuda")
+        _deliver(bench_attention(rounds=rounds), json)
+        return
+    if device != "cuda":
+        raise InputError(f"--device {device}: expected cpu or cuda")
+    from longview.bench.attention_gpu import bench_attention_gpu
+    from longview.bench.attention_plot import draw_attention
+
+    result = bench_attention_gpu(json, rounds=rounds, peer_checkout=peer_checkout)
+    _deliver(result, json)
+    if plot is not None:
+        draw_attention(plot, result)
+
+
+@bench_app.command("layer")
+def layer_bench(rounds: Rounds = 20, json: JsonFile = None) -> None:
+    """Time the fused HSTU layer on a GPU beside bare matrix products, eager and compiled torch."""
+    from longview.bench.layer import bench_layer
+
+    _deliver(bench_layer(rounds=rounds), json)
+
+
+@bench_app.command("loss")
+def loss_bench(rounds: Rounds = 20, json: JsonFile = None) -> None:
+    """Time softmax losses and embedding updates on a GPU beside torch's own."""
+    from longview.bench.loss import bench_loss
+
+    _deliver(bench_loss(rounds=rounds), json)
+
+
+@bench_app.command("step")
+def step_bench(
+    rounds: Annotated[int, typer.Option(help="Timed steps of each setting.")] = 10, json: JsonFile = None
+) -> None:
+    """Time whole training steps of a large model on a GPU, and say where the time goes."""
+    from longview.bench.step import bench_step
+
+    _deliver(bench_step(rounds=rounds), json)
 
 
 @bench_app.command("recommend")
@@ -102,8 +151,7 @@ def _deliver(result: dict[str, Any], file: Path | None) -> None:
 
 
 def _command(words: list[str]) -> str:
-    """Return the command line; where somebody keeps an interpreter is nobody's business."""
-    hidden = [
-        "PYTHON" if before == "--peer-python" else word for before, word in zip(["", *words], words, strict=False)
-    ]
+    """Return the command line; where somebody keeps other projects is nobody's business."""
+    private = {"--peer-python": "PYTHON", "--peer-checkout": "DIR"}
+    hidden = [private.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     return " ".join(["longview", *hidden])

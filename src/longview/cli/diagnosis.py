@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from longview.ops.attention import available_backends, why_off
+from longview.ops.kernels import why_no_triton
 from longview.training.precision import bf16_refusal
 
 CORE = ("torch", "numpy", "pyarrow", "polars", "pydantic", "safetensors", "typer", "rich")
@@ -80,7 +81,10 @@ def _kernels() -> dict[str, Any]:
     for device in devices:
         off = {name: _reason(why_off(name, device)) for name in ATTENTION}
         found[f"attention on {device}"] = {"chosen": available_backends(device)[0], **off}
-    found["softmax loss"] = {"chosen": "blocked", "blocked": "on"}
+        kernels = why_no_triton(device)
+        for what, plain in (("HSTU layer", "eager"), ("softmax loss", "blocked"), ("item table gradient", "torch")):
+            chosen = plain if kernels else "triton"
+            found[f"{what} on {device}"] = {"chosen": chosen, "triton": _reason(kernels), plain: "on"}
     found["top-k"] = {"chosen": "blocked", "blocked": "on"}
     return found
 

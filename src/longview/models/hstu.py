@@ -22,6 +22,7 @@ from longview.ops.attention import MaskSpec, semi_local_attention
 from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.newest import newest_row_attention
 from longview.ops.dropout import dropout
+from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer, why_off
 
 EPSILON = 1e-6
 
@@ -59,6 +60,10 @@ class LayerConfig(Config):
     norm: Literal["row", "head"] = Field(default="row", description="normalise A over all heads or per head")
     alpha: Literal["sqrt", "linear"] = Field(default="sqrt", description="scores times 1/√d_qk or 1/d_qk")
     scale_length: float | None = Field(default=None, gt=0, description="SiLU scores / this; default max_length")
+    recompute: Literal["all", "cheap", "none"] = Field(
+        default="cheap",
+        description="on a GPU, what backward computes again: all, all but the projection, or nothing",
+    )
 
 
 class HSTULayer(nn.Module):
@@ -82,6 +87,18 @@ class HSTULayer(nn.Module):
         self.norm_attention = nn.LayerNorm(gate if layer.norm == "row" else self.d_v, eps=EPSILON)
         self.output = nn.Linear(gate * (3 if layer.output == "concat" else 1), width)
         self.dropout = dropout
+        self.fused = LayerSettings(
+            heads,
+            self.d_qk,
+            self.d_v,
+            activation=layer.activation,
+            norm=layer.norm,
+            dropout=dropout,
+            epsilon=EPSILON,
+            recompute_normed=layer.recompute != "none",
+            recompute_uvqk=layer.recompute == "all",
+            recompute_gated=layer.recompute != "none",
+        )
         for linear in (self.uvqk, self.output):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -91,6 +108,8 @@ class HSTULayer(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         """Return (T, width)."""
+        if self.why_not_fused(x_TD) is None:
+            return self._fused(x_TD, layout)
         u, v, q, k = self._project(x_TD)
         a_THD = semi_local_attention(
             self._heads(q),
@@ -104,6 +123,34 @@ class HSTULayer(nn.Module):
             max_length=layout.max_length,
         )
         return x_TD + self._mix(a_THD, u)
+
+    def why_not_fused(self, x_TD: Tensor) -> str | None:
+        """Return why `forward` runs operation by operation on `x_TD`, or None where it is one fused operation."""
+        if x_TD.device.type != "cuda":
+            return f"the fused layer is written for GPUs, and the tensors are on {x_TD.device.type}"
+        if self.config.output != "gated":
+            return f"output {self.config.output!r} is not fused"
+        if self.position_bias is not None or self.time_bias is not None:
+            return "a relative bias is not fused"
+        kind = x_TD.device.type
+        product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
+        return why_off(self.fused, x_TD.shape[1], x_TD.device, product)
+
+    def _fused(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        from longview.ops.attention.triton_attention import LayerAttention
+
+        parameters = LayerParameters(
+            self.norm.weight,
+            self.norm.bias,
+            self.uvqk.weight,
+            self.uvqk.bias,
+            self.norm_attention.weight,
+            self.norm_attention.bias,
+            self.output.weight,
+            self.output.bias,
+        )
+        attention = LayerAttention.of(layout.offsets, x_TD.shape[0], self.mask, self.alpha, self.scale_length)
+        return fused_layer(x_TD, parameters, self.fused, attention, self.training)
 
     def newest(self, x_TD: Tensor, layout: Layout) -> Tensor:
         """Return (B, width): the row that `forward` gives the newest event of each sequence, at O(T) cost."""

@@ -27,6 +27,9 @@ class RetrieverConfig(Config):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     normalise: bool = Field(default=False, description="L2-normalise queries and items (set loss.temperature)")
     final_norm: bool = Field(default=False, description="layer norm after the last layer")
+    residual: Literal["float32", "product"] = Field(
+        default="float32", description="dtype of the stream between layers: float32, or that of the products"
+    )
     embedding: InputEmbedding.Config = InputEmbedding.Config()
     layer: LayerConfig = LayerConfig()
     attention: AttentionConfig = AttentionConfig()
@@ -53,18 +56,25 @@ class Retriever(nn.Module):
 
     def forward(self, batch: JaggedBatch) -> Tensor:
         """Return (total, width) queries: row i scores what follows event i."""
-        hidden = self.stack(self.embedding(batch), _layout(batch))
+        hidden = self.stack(self._stream(batch), _layout(batch))
         return self._normalise(self.final_norm(hidden))
 
     @torch.no_grad()
     def user_vectors(self, batch: JaggedBatch) -> Tensor:
         """Return (batch, width) float32, the query of the newest event of each (non-empty) history."""
-        hidden = self.stack.newest(self.embedding(batch), _layout(batch))
+        hidden = self.stack.newest(self._stream(batch), _layout(batch))
         return self._normalise(self.final_norm(hidden)).float()
 
     def item_vectors(self) -> Tensor:
         """Return (num_items, width)."""
         return self._normalise(self.embedding.items.weight)
+
+    def _stream(self, batch: JaggedBatch) -> Tensor:
+        x_TD: Tensor = self.embedding(batch)
+        kind = x_TD.device.type
+        if self.config.residual == "product" and torch.is_autocast_enabled(kind):
+            return x_TD.to(torch.get_autocast_dtype(kind))
+        return x_TD
 
     def _normalise(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1, eps=1e-6) if self.config.normalise else vectors

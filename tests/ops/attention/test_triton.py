@@ -81,7 +81,11 @@ class TestParity:
 
     @pytest.mark.usefixtures("joined")
     @given(MASKS, st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40), st.integers(0, 9)), min_size=1, max_size=3))
-    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=20 if DEVICE == "cpu" else 3,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
     def test_any_mask_and_lengths(self, mask: MaskSpec, lengths: list[tuple[int, int, int]]) -> None:
         batch = case(lengths, heads=1, d_qk=8, d_v=8)
         expected = batch.to(torch.float64).run(mask, "reference")
@@ -174,6 +178,6 @@ def test_it_is_an_operator_that_compilers_see() -> None:
     triton_attention(batch.q, batch.k, batch.v, offsets, MaskSpec.causal(), alpha=1.0, scale_length=1.0)
     mask = '{"local_window": 4}'
     arguments = (batch.q, batch.k, batch.v, offsets, mask, 1.0, 1.0, None, None)
-    torch.library.opcheck(torch.ops.longview.semi_local_attention, arguments, test_utils=("test_schema", "test_faketensor"))
-
-
+    torch.library.opcheck(
+        torch.ops.longview.semi_local_attention, arguments, test_utils=("test_schema", "test_faketensor")
+    )

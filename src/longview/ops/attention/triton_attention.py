@@ -75,6 +75,9 @@ def batch_of(
     found = _recent.get(key)
     if found is not None and all(x is None or ref() is x for x, ref in zip(given, found[1], strict=True)):
         return found[0]
+    if offsets.device.type == "cuda":  # values cannot be looked at without waiting: the device stops on bad ones
+        fits = (offsets[0] == 0) & (offsets[-1] == total) & (offsets.diff() >= 0).all()
+        torch._assert_async(fits, f"attention: offsets must rise from 0 to {total}, the tokens of q")
     longest = 0 if context is None or context.numel() == 0 else int(context.max())
     batch = Batch(Shape(offsets, context, targets, total, longest, query_offsets, total_queries), mask)
     _recent[key] = batch, tuple(None if x is None else weakref.ref(x) for x in given)
@@ -158,6 +161,29 @@ def _backward_keys(
         attention_backward_sum[(work.sums.shape[0] * heads * (blocks.keys // SUM_ROWS),)](
             *parts, d_k, d_v, work.sums, *_strides((d_k, d_v)), **kept, ROWS=SUM_ROWS, num_warps=4,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """The passes of one batch for a fused layer, which owns the buffers (`hstu_layer.Attention`)."""
+
+    batch: Batch
+    alpha: float
+    scale_length: float
+
+    @classmethod
+    def of(cls, offsets: Tensor, total: int, mask: MaskSpec, alpha: float, scale_length: float) -> LayerAttention:
+        return cls(batch_of(offsets, total, mask, None, None), alpha, scale_length)
+
+    def forward(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
+        out = torch.empty(v_THD.shape, dtype=v_THD.dtype, device=v_THD.device)
+        attention_forward_into(out, q_THD, k_THD, v_THD, self.batch, self.alpha, self.scale_length)
+        return out
+
+    def backward(
+        self, d_a_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, out: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        attention_backward_into(out, d_a_THD, q_THD, k_THD, v_THD, self.batch, self.alpha, self.scale_length)
 
 
 def triton_attention(

@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from longview.ops.hstu_layer.settings import Attention, LayerParameters, LayerSettings
 from longview.ops.hstu_layer.triton_backward import gate_backward, silu_backward_
-from longview.ops.hstu_layer.triton_norm import normalise, normalise_backward
-from longview.ops.hstu_layer.triton_output import Gate, output
+from longview.ops.hstu_layer.triton_norm import normalise_backward
+from longview.ops.hstu_layer.triton_output import Gate, gate_forward, output
 from longview.ops.hstu_layer.triton_project import Folded, fold, project
 
 
@@ -44,23 +44,21 @@ class FusedLayer(torch.autograd.Function):
         parameters, s = LayerParameters(*tensors), call.settings
         with torch.autocast(z_TD.device.type, enabled=False):
             folded = _folded(parameters, call)
-            keep_pre = call.differentiated and not s.recompute_uvqk
-            projected = project(z_TD, folded, s.activated, s.epsilon, save_pre=keep_pre)
+            keep = call.differentiated
+            keep_pre = keep and not s.recompute_uvqk
+            projected = project(
+                z_TD, folded, s.activated, s.epsilon, save_pre=keep_pre, save_normed=keep and not s.recompute_normed
+            )
             u, *vqk = torch.split(projected.uvqk, s.sizes, dim=1)
             v, q, k = (_heads(x, s) for x in vqk)
             a_TG = call.attention.forward(q, k, v).to(call.product).reshape(len(z_TD), s.gate).contiguous()
-            weight = parameters.output_weight.to(call.product)
-            keep_gated = call.differentiated and not s.recompute_gated
-            out, a_statistics, gated = output(
-                z_TD, a_TG, u, _gate(parameters, call), weight, parameters.output_bias, keep_gated=keep_gated
-            )
-            if call.differentiated:
-                normed = None
-                if not s.recompute_normed:
-                    _, normed = normalise(z_TD, s.epsilon, projected.statistics, call.product)
+            gated, a_statistics = gate_forward(a_TG, u, _gate(parameters, call))
+            out = output(z_TD, gated, parameters.output_weight.to(call.product), parameters.output_bias)
+            if keep:
                 kept = (projected.uvqk, projected.pre) if keep_pre else (None, None)
                 statistics = (*projected.statistics, *a_statistics)
-                ctx.save_for_backward(z_TD, a_TG, *statistics, normed, *kept, gated, *tensors)
+                kept_gated = None if s.recompute_gated else gated
+                ctx.save_for_backward(z_TD, a_TG, *statistics, projected.normed, *kept, kept_gated, *tensors)
                 ctx.call = call
         return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,8 +22,7 @@ class Tiling:
     group: int = 1  # row blocks that share a column block of the weights before it moves on
     resident: int = 0  # programs on each multiprocessor that walk the tiles; 0 = a program a tile
     flatten: bool = False  # with `resident`: one pipeline over all tiles of a program
-    halves: int = 1  # 2: the result leaves in two halves, which takes half the shared memory
-    form: Literal["fold", "inside", "tile", "gated", "given"] = "given"  # see the kernel
+    parts: int = 1  # 1, 2 or 4: the result leaves in so many parts, one after another in the same shared memory
 
     def launch(self) -> dict[str, Any]:
         """Return the launch options of Triton."""
@@ -37,9 +36,12 @@ class Tiling:
             "BK": self.depth,
             "GROUP": self.group,
             "FLATTEN": self.flatten,
-            "HALVES": self.halves,
-            "FORM": self.form,
+            "PARTS": self.parts,
         }
+
+    def leaving(self) -> list[int]:
+        """Return the rows and columns of a part of the result."""
+        return [self.rows, self.columns // self.parts]
 
     def programs(self, rows: int, columns: int, device: torch.device) -> int:
         """Return the size of the grid for a result of `rows` × `columns`."""

@@ -22,6 +22,7 @@ from longview.ops.hstu_layer.triton_numerics import kept, silu_derivative
 from longview.ops.hstu_layer.triton_output import Gate
 
 SILU_COLUMNS = 256
+SILU_BACKWARD = Walk(elements=1024, warps=2, resident=16)
 
 
 @triton.jit(do_not_specialize=["seed", "level", "groups_total"])
@@ -120,7 +121,7 @@ def gate_backward(
     return d_a, gated, d_gamma.sum(0), d_beta.sum(0)
 
 
-def silu_backward_(d_uvqk_TN: Tensor, pre: Tensor, walk: Walk = BACKWARD) -> Tensor:
+def silu_backward_(d_uvqk_TN: Tensor, pre: Tensor, walk: Walk = SILU_BACKWARD) -> Tensor:
     """Turn the gradient after SiLU into the one before it, in place; return its column sums (N,) float32."""
     rows, columns = d_uvqk_TN.shape
     across = triton.cdiv(columns, SILU_COLUMNS)
@@ -146,6 +147,7 @@ def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, 
         sizes = {"GROUPS": groups, "R": BACKWARD.rows(width), "WP": width, "WRITE": True, "DROP": True}
         found.append((f"gate backward {width}", gate_backward_kernel, types, sizes, options))
     silu_types = {"d_uvqk": "*bf16", "pre": "*bf16", "d_bias": "*fp32", "T": "i32", "N": "i32", "activated": "i32"}
-    silu_sizes = {"R": BACKWARD.rows(SILU_COLUMNS), "BN": SILU_COLUMNS, "TANH": True}
+    silu_sizes = {"R": SILU_BACKWARD.rows(SILU_COLUMNS), "BN": SILU_COLUMNS, "TANH": True}
+    options = {"num_warps": SILU_BACKWARD.warps}
     found.append(("silu backward", silu_backward_kernel, silu_types, silu_sizes, options))
     return found

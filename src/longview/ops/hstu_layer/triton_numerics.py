@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
-"""Pieces every kernel of the layer shares: SiLU and its derivative, dropout bits, the order of tiles.
+"""Pieces the kernels of the layer share: SiLU and its derivative, dropout bits, the order and the halves of tiles.
 
 `TANH` chooses the form of the sigmoid: by the hardware's tanh (one special-function operation, relative error 2^-11:
 enough for 16-bit results), or by exp (float32, and Triton's interpreter, which knows no inline assembly).
@@ -62,3 +62,9 @@ def tile_of(number, blocks_m, blocks_n, GROUP: tl.constexpr):
     tall = min(blocks_m - first, GROUP)
     inside = number % per_group
     return first + inside % tall, inside // tall
+
+
+@triton.jit
+def halves_of(x, ROWS: tl.constexpr, WIDE: tl.constexpr):
+    """Return the left and the right half of a (ROWS, WIDE) tile."""
+    return x.reshape(ROWS, 2, WIDE // 2).permute(0, 2, 1).split()

@@ -1,0 +1,213 @@
+"""Whole training steps of a large model on a GPU: tokens a second, where the time goes, and what memory is kept.
+
+Useful operations a token and layer: 6 (4 + 1) width^2 for the products (q, k, v, u and output, forward and backward),
+and 3.5 times 4 x width x visible keys for attention; the loss adds 6 x width x negatives. Recomputation counts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.data.batches import JaggedBatch
+from longview.evaluation.environment import environment
+from longview.files import write_json
+from longview.models.hstu import AttentionConfig, LayerConfig, Layout
+from longview.models.retriever import Retriever, RetrieverConfig
+from longview.ops.attention import MaskSpec
+from longview.ops.softmax_loss import sampled_softmax_loss
+from longview.training.config import OptimiserConfig
+from longview.training.optimiser import build_optimiser
+
+TOKENS, WIDTH, LAYERS, HEADS, ITEMS, NEGATIVES, GROUPS = 65536, 512, 8, 4, 100_000, 256, 64
+WINDOW, PREFIX = 256, 128
+PEAK = 989e12  # dense bf16 operations a second in the data sheet of an H100 or H200, the usual denominator of MFU
+FAMILIES = (
+    ("attention", ("attention_forward", "attention_backward")),
+    ("loss", ("softmax", "full_", "sampled_", "negatives")),
+    ("products", ("gemm", "nvjet", "cutlass", "project_kernel", "product_kernel", "projection", "output_kernel")),
+)
+METHOD = (
+    f"{LAYERS} layers, width {WIDTH}, {HEADS} heads, {TOKENS:,} tokens a step in sequences of equal length, bfloat16 "
+    f"products and stream, sampled softmax ({NEGATIVES} negatives for each of {GROUPS} groups, {ITEMS:,} items), fused "
+    "AdamW; each step as a captured CUDA graph (shapes are fixed) and launch by launch; providers take turns within "
+    "one run; medians of CUDA events; MFU: useful operations over 989 TFLOP/s"
+)
+
+
+def bench_step(json: Path | None = None, *, rounds: int = 10, lengths: tuple[int, ...] = (1024, 4096, 16384)) -> Any:
+    """Time training steps with full causal and with semi-local attention at several lengths.
+
+    Args:
+        json: also write the result there.
+        rounds: timed steps of each setting.
+        lengths: tokens of a sequence.
+
+    Raises:
+        InputError: no GPU, or fewer than one round.
+    """
+    require_gpu("step")
+    rows = [row for length in lengths for row in _measure(length, rounds)]
+    result = {
+        "benchmark": "training step on a GPU",
+        "method": METHOD,
+        "rounds": rounds,
+        "steps": rows,
+        "recompute": _recompute(4096, rounds),
+        "clocks": clocks(),
+        "environment": environment(),
+    }
+    if json is not None:
+        write_json(json, result)
+    return result
+
+
+def _measure(length: int, rounds: int) -> list[dict[str, Any]]:
+    masks = {"full causal": MaskSpec.causal(), f"semi-local {WINDOW}/{PREFIX}": MaskSpec.ultra_prefix(WINDOW, PREFIX)}
+    steps = {name: _step(length, mask.local_window, mask.global_size) for name, mask in masks.items()}
+    graphs = {name: _captured(step) for name, step in steps.items()}
+    calls: dict[str, Callable[[], object]] = {f"{name} | launches": step for name, step in steps.items()}
+    calls |= {f"{name} | graph": graph.replay for name, graph in graphs.items()}
+    timings = device_interleaved(calls, rounds=rounds)
+    full = timings["full causal | graph"].median
+    rows = []
+    for name, mask in masks.items():
+        timing, work = timings[f"{name} | graph"], _useful(mask, length)
+        rows.append(
+            {
+                "length": length,
+                "attention": name,
+                **timing.as_dict(),
+                "launch_by_launch_ms": timings[f"{name} | launches"].as_dict()["median_ms"],
+                "tokens_per_second": round(timing.rate(TOKENS)),
+                "useful_teraflop": round(work / 1e12, 3),
+                "mfu": round(timing.rate(work) / PEAK, 4),
+                "times_faster_than_full": round(full / timing.median, 3),
+                "share_of_step": _shares(graphs[name].replay),
+                "share_launch_by_launch": _shares(steps[name]),
+            }
+        )
+    return rows
+
+
+def _captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Return the step as a graph. It drops the same elements in every replay, which changes no time."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
+
+
+def _recompute(length: int, rounds: int) -> list[dict[str, Any]]:
+    """Time and measure each setting of what backward computes again."""
+    rows = []
+    for name, window, prefix in (("full causal", 0, 0), (f"semi-local {WINDOW}/{PREFIX}", WINDOW, PREFIX)):
+        kinds = ("none", "cheap", "all")
+        graphs = {kind: _captured(_step(length, window, prefix, recompute=kind)) for kind in kinds}
+        timings = device_interleaved({kind: graph.replay for kind, graph in graphs.items()}, rounds=rounds)
+        del graphs
+        kept = {kind: _kept(length, window, prefix, kind) for kind in kinds}
+        for kind in kinds:
+            rows.append(
+                {
+                    "attention": name,
+                    "length": length,
+                    "recompute": kind,
+                    **timings[kind].as_dict(),
+                    "slower_than_none": round(timings[kind].median / timings["none"].median - 1, 4),
+                    "kept_for_backward_mib": round(kept[kind] / 2**20),
+                    "less_kept_than_none": round(1 - kept[kind] / kept["none"], 4),
+                }
+            )
+    return rows
+
+
+def _model(length: int, window: int, prefix: int, recompute: Any) -> Retriever:
+    torch.manual_seed(0)
+    config = RetrieverConfig(
+        width=WIDTH,
+        layers=LAYERS,
+        heads=HEADS,
+        max_length=length,
+        residual="product",
+        layer=LayerConfig(scale_length=float(length), recompute=recompute),
+        attention=AttentionConfig(local_window=window, global_size=prefix),
+    )
+    return config.build(ITEMS).cuda().train()
+
+
+def _batch(length: int) -> JaggedBatch:
+    items = torch.randint(ITEMS, (TOKENS,), device="cuda")
+    offsets = torch.arange(0, TOKENS + 1, length, device="cuda")
+    return JaggedBatch(items=items, offsets=offsets, targets=items.roll(-1))
+
+
+def _step(length: int, window: int, prefix: int, recompute: str = "cheap") -> Callable[[], object]:
+    model, batch = _model(length, window, prefix, recompute), _batch(length)
+    optimiser = build_optimiser(model, OptimiserConfig())
+    for group in optimiser.param_groups:
+        group["capturable"] = True
+    negatives = torch.randint(ITEMS, (GROUPS, NEGATIVES), device="cuda")
+
+    def step() -> None:
+        _loss(model, batch, negatives).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _loss(model: Retriever, batch: JaggedBatch, negatives: torch.Tensor) -> torch.Tensor:
+    assert batch.targets is not None
+    with torch.autocast("cuda", torch.bfloat16):
+        return sampled_softmax_loss(model(batch), model.item_vectors(), batch.targets, negatives)
+
+
+def _kept(length: int, window: int, prefix: int, recompute: str) -> int:
+    """Return the bytes that the layers of one forward pass keep for backward, the stream between them included."""
+    model, batch = _model(length, window, prefix, recompute), _batch(length)
+    with torch.autocast("cuda", torch.bfloat16):
+        x = model._stream(batch)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        out = model.stack(x, Layout(batch.offsets, batch.max_length))
+        torch.cuda.synchronize()
+        kept = torch.cuda.memory_allocated() - before
+    del out
+    return kept
+
+
+def _useful(mask: MaskSpec, length: int) -> float:
+    products = 6 * 5 * WIDTH**2 * TOKENS * LAYERS
+    attention = 3.5 * 4 * WIDTH * mask.pairs(0, length, 0) * (TOKENS // length) * LAYERS
+    return products + attention + 6 * WIDTH * (NEGATIVES + 1) * TOKENS
+
+
+def _shares(step: Callable[[], object], steps: int = 3) -> dict[str, float]:
+    """Return the share of the time of a few steps that each family of kernels takes, and what is idle."""
+    step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    kernels = [event for event in recorded.events() if "CUDA" in str(event.device_type)]
+    begin, end = min(e.time_range.start for e in kernels), max(e.time_range.end for e in kernels)
+    spent: dict[str, float] = {}
+    for event in kernels:
+        name = event.name.lower()
+        family = next((f for f, words in FAMILIES if any(word in name for word in words)), "element-wise and other")
+        spent[family] = spent.get(family, 0.0) + event.time_range.elapsed_us()
+    shares = {family: round(time / (end - begin), 4) for family, time in sorted(spent.items())}
+    return {**shares, "idle": round(max(0.0, 1 - sum(spent.values()) / (end - begin)), 4)}
