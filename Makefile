@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 
-.PHONY: demo test lint bench-cpu tables clean
+.PHONY: demo test lint bench-gpu bench-cpu tables clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Longview needs Python 3.11 or newer")'
@@ -11,6 +12,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+# A CPU build of torch does not bring the compiler of the GPU kernels; the tests run them in its interpreter.
+$(KERNELS): $(STAMP)
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install -q --disable-pip-version-check triton==3.6.0
+	touch $(KERNELS)
 
 demo: $(STAMP)  ## the main job, end to end, on simulated data
 	$(BIN)/longview demo
@@ -20,8 +26,15 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## lint, types and the whole test suite
+test: lint $(KERNELS)  ## lint, types and the whole test suite
 	$(BIN)/pytest -n 2 --dist worksteal --durations=15
+
+bench-gpu: $(STAMP)  ## the GPU figures of the README, as JSON in results/
+	$(BIN)/longview bench attention --device cuda --plot docs/gpu-attention.png --json results/gpu-attention.json
+	$(BIN)/longview bench layer --json results/gpu-layer.json
+	$(BIN)/longview bench loss --json results/gpu-loss.json
+	$(BIN)/longview bench step --json results/gpu-step.json
+	$(BIN)/python -m tests.ops.sanitize results/gpu-sanitizer.json
 
 bench-cpu: $(STAMP)  ## the CPU speed figures of the README, as JSON in results/
 	$(BIN)/longview bench attention --json results/cpu-attention.json

@@ -103,3 +103,24 @@ def test_event_dropout_hides_whole_items_in_training_only() -> None:
 def test_bad_settings_are_named(values: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         parse(RetrieverConfig, values, "model.yaml")
+
+
+def test_lookups_on_a_cpu_are_torchs_own() -> None:
+    model, batch = build(embedding={"time_gaps": "newest", "dropout": 0.0}), timed(SEQUENCES)
+    table, upstream = model.embedding, torch.randn(9, 16)
+    found = torch.autograd.grad(table(batch), table.items.weight, upstream)[0]
+    expected = torch.autograd.grad(table.items(batch.items) * table.factor, table.items.weight, upstream)[0]
+    assert torch.equal(found, expected)
+
+
+def test_the_items_gradient_may_be_sparse() -> None:
+    model, batch = build(), batch_of_sequences(SEQUENCES)
+    upstream = torch.randn(9, 16)
+    weight = model.embedding.items.weight
+    dense = torch.autograd.grad(model.embedding(batch), weight, upstream)[0]
+    model.embedding.sparse_items = True
+    model.embedding(batch).backward(upstream)
+    assert weight.grad is not None
+    assert weight.grad.is_sparse
+    torch.testing.assert_close(weight.grad.to_dense(), dense)
+    assert set(model.state_dict()) == set(build().state_dict())

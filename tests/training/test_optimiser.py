@@ -7,8 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from longview.data.batches import JaggedBatch, TrainingBatches
+from longview.data.dataset import PreparedData
+from longview.errors import InputError
+from longview.ops.embedding import RowwiseAdamW, embedding_lookup
 from longview.training.config import OptimiserConfig, RunConfig
 from longview.training.optimiser import WeightAverage, build_optimiser, clip_gradients, rate_at
+from longview.training.trainer import Trainer
 
 Configure = Callable[..., RunConfig]
 
@@ -62,3 +67,75 @@ def test_clipping_scales_to_the_norm_and_returns_the_norm_before() -> None:
     assert clip_gradients(layer, 1.0) == 5
     torch.testing.assert_close(layer.weight.grad, torch.tensor([[0.6, 0.8]]))
     assert clip_gradients(layer, None).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_clipping_counts_a_sparse_gradient_as_the_dense_one_it_stands_for() -> None:
+    gradients = {}
+    for sparse in (True, False):
+        model = torch.nn.Sequential(torch.nn.Embedding(4, 2), torch.nn.Linear(2, 1, bias=False))
+        table, weight = model.parameters()
+        torch.nn.init.ones_(weight)
+        rows = embedding_lookup(table, torch.tensor([1, 3, 1]), sparse=sparse)
+        (rows.sum() + 3 * weight.sum()).backward()
+        norm = clip_gradients(model, 1.0, RowwiseAdamW(table) if sparse else None)
+        assert norm.item() == pytest.approx((2 * 4 + 2 * 1 + 2 * 9) ** 0.5)
+        assert table.grad is not None
+        gradients[sparse] = table.grad.to_dense()
+    torch.testing.assert_close(gradients[True], gradients[False])
+
+
+ROWWISE = ("loss.kind=sampled", "loss.num_negatives=3", "optimiser.tables=rowwise")
+
+
+def trainer(data: PreparedData, config: RunConfig) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(config, data, device=torch.device("cpu"), steps_per_epoch=4)
+
+
+def first_batch(data: PreparedData) -> JaggedBatch:
+    return next(TrainingBatches(data, max_length=8, seed=0, batch_size=4).epoch(0))
+
+
+class TestRowwiseTables:
+    def test_a_first_step_moves_the_touched_rows_as_dense_adamw_does_and_no_others(
+        self, tiny: PreparedData, tiny_config: Configure
+    ) -> None:
+        settings = ("loss.negative_groups=1", "model.embedding.dropout=0", "model.dropout=0")
+        start = trainer(tiny, tiny_config()).model.embedding.items.weight.detach().clone()
+        weights, norms = {}, {}
+        for tables in ("rowwise", "dense"):
+            one = trainer(tiny, tiny_config(*ROWWISE, *settings, f"optimiser.tables={tables}"))
+            _, norms[tables] = one.step(first_batch(tiny), 0)
+            weights[tables] = one.model.embedding.items.weight.detach()
+            assert one.model.embedding.items.weight.grad is None
+        torch.testing.assert_close(norms["rowwise"], norms["dense"])
+        torch.testing.assert_close(weights["rowwise"], weights["dense"], rtol=1e-4, atol=1e-6)
+        moved = (weights["rowwise"] != start).any(1)
+        assert 0 < moved.sum() < tiny.num_items
+
+    def test_a_checkpoint_holds_its_state_and_the_next_step_is_the_same(
+        self, tiny: PreparedData, tiny_config: Configure
+    ) -> None:
+        one, other = (trainer(tiny, tiny_config(*ROWWISE)) for _ in range(2))
+        batch = first_batch(tiny)
+        for number in range(3):
+            one.step(batch, number)
+        saved = {name: value.clone() for name, value in one.tensors().items()}
+        assert {"table.first", "table.second", "table.steps"} <= saved.keys()
+        assert saved["table.steps"] == 3
+        expected = one.step(batch, 3)
+        other.load_tensors(saved)
+        assert all(torch.equal(a, b) for a, b in zip(other.step(batch, 3), expected, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(other.tensors().values(), one.tensors().values(), strict=True))
+
+    def test_the_schedule_reaches_the_table(self, tiny: PreparedData, tiny_config: Configure) -> None:
+        one = trainer(tiny, tiny_config(*ROWWISE, "optimiser.rate=1", "optimiser.warmup_steps=10"))
+        one.step(first_batch(tiny), 2)
+        assert one.table_optimiser is not None
+        assert one.table_optimiser.rate == pytest.approx(0.3)
+
+    def test_what_touches_every_row_is_refused(self, tiny: PreparedData, tiny_config: Configure) -> None:
+        with pytest.raises(InputError, match=r"set loss\.kind sampled, or optimiser\.tables dense"):
+            trainer(tiny, tiny_config(*ROWWISE, "loss.kind=full"))
+        with pytest.raises(InputError, match=r"set model\.normalise false"):
+            trainer(tiny, tiny_config(*ROWWISE, "model.normalise=true"))

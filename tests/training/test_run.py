@@ -86,6 +86,7 @@ class TestResume:
             "batches.shuffle_ties=true",
         ),
         ("loss.kind=sampled", "loss.sampling=in-batch", "batches.batch_size=null", "batches.token_budget=90"),
+        ("loss.kind=sampled", "loss.num_negatives=8", "optimiser.tables=rowwise", "optimiser.average_decay=0.9"),
     )
 
     @pytest.mark.parametrize("variant", VARIANTS)

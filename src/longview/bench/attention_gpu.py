@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from longview.bench import attention_providers as providers
+from longview.bench.attention_bias import bias_rows
 from longview.bench.attention_providers import Inputs, Pass
 from longview.bench.device import clocks, device_interleaved, require_gpu
 from longview.bench.timing import Timing
@@ -95,6 +96,7 @@ def bench_attention_gpu(
     result: dict[str, Any] = {"benchmark": "attention on a GPU", "method": METHOD, "rounds": rounds}
     result |= {"environment": environment(), "clocks": {"before": clocks()}, "ceilings": _ceilings(rounds)}
     result["candidates"] = _candidates(rounds)
+    result["relative bias"] = bias_rows(rounds)
     result["settings"] = []
     for setting in default_settings() if settings is None else settings:
         result["settings"].append(_measure(setting, rounds, peer_checkout))

@@ -44,23 +44,22 @@ class Inputs:
 
 def ours(inputs: Inputs, mask: MaskSpec) -> tuple[Pass, Pass]:
     """Return the passes of our kernels, into buffers that hold NaN before the first run."""
-    from longview.ops.attention.triton_attention import attention_backward_into, attention_forward_into, batch_of
+    from longview.ops.attention.triton_launch import Call, attention_backward_into, attention_forward_into, batch_of
 
     q, _, v, _ = inputs.sets[0]
-    batch = batch_of(inputs.offsets, q.shape[0], mask, None, None)
-    alpha, scale_length = q.shape[2] ** -0.5, float(inputs.longest)
+    call = Call(batch_of(inputs.offsets, q.shape[0], mask, None, None), q.shape[2] ** -0.5, float(inputs.longest))
     out = torch.full_like(v, torch.nan)
     grads = (torch.full_like(q, torch.nan), torch.full_like(q, torch.nan), torch.full_like(v, torch.nan))
     turns, turns_back = cycle(inputs.sets), cycle(inputs.sets)
 
     def forward() -> Tensor:
         q, k, v, _ = next(turns)
-        attention_forward_into(out, q, k, v, batch, alpha, scale_length)
+        attention_forward_into(out, q, k, v, call)
         return out
 
     def backward() -> tuple[Tensor, ...]:
         q, k, v, d_out = next(turns_back)
-        attention_backward_into(grads, d_out, q, k, v, batch, alpha, scale_length)
+        attention_backward_into(grads, d_out, q, k, v, call)
         return grads
 
     return forward, backward

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from longview.config import Config
 from longview.data.batches import JaggedBatch
 from longview.ops.dropout import dropout
+from longview.ops.embedding import embedding_lookup
 from longview.ops.jagged import positions_from_end, segment_ids
 
 LOG_BUCKET = 0.301  # width of a time bucket in natural-log units, as in HSTU's relative bias
@@ -20,7 +21,8 @@ LOG_BUCKET = 0.301  # width of a time bucket in natural-log units, as in HSTU's 
 class InputEmbedding(nn.Module):
     """Item id table plus learned position (counted back from the newest event) and time-gap embeddings.
 
-    Counting back keeps a position's meaning when the history is cut to its newest events.
+    Counting back keeps a position's meaning when the history is cut to its newest events. With the attribute
+    `sparse_items` the gradient of the item table is a sparse tensor, for `ops.embedding.RowwiseOptimiser`.
 
     Source: HSTU, arXiv 2402.17152 (embedding scaled by √d); time buckets as in its relative bias.
     """
@@ -39,7 +41,7 @@ class InputEmbedding(nn.Module):
 
     def __init__(self, config: InputEmbedding.Config, num_items: int, width: int, max_length: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.sparse_items = config, False
         self.items = nn.Embedding(num_items, width)
         nn.init.trunc_normal_(self.items.weight, std=config.std, a=-2 * config.std, b=2 * config.std)
         self.positions = nn.Embedding(max_length, width) if config.positions else None
@@ -51,14 +53,14 @@ class InputEmbedding(nn.Module):
 
     def forward(self, batch: JaggedBatch) -> Tensor:
         """Return (total, width)."""
-        x_TD = self.items(batch.items) * self.factor
+        x_TD = _rows(self.items, batch.items, sparse=self.sparse_items) * self.factor
         if self.training and self.config.event_dropout:
             kept = torch.rand(x_TD.shape[0], 1, device=x_TD.device) >= self.config.event_dropout
             x_TD = x_TD * kept
         if self.positions is not None:
-            x_TD = x_TD + self.positions(positions_from_end(batch.offsets, batch.num_tokens))
+            x_TD = x_TD + _rows(self.positions, positions_from_end(batch.offsets, batch.num_tokens))
         if self.time_gaps is not None and batch.timestamps is not None:
-            x_TD = x_TD + self.time_gaps(self._gap_buckets(batch.timestamps, batch.offsets))
+            x_TD = x_TD + _rows(self.time_gaps, self._gap_buckets(batch.timestamps, batch.offsets))
         return dropout(x_TD, self.config.dropout, self.training)
 
     def _gap_buckets(self, timestamps: Tensor, offsets: Tensor) -> Tensor:
@@ -70,3 +72,12 @@ class InputEmbedding(nn.Module):
             gaps = gaps.index_fill(0, first.clamp(max=timestamps.numel() - 1), 0)
         buckets = (gaps.clamp(min=1).to(torch.float32).log() / LOG_BUCKET).long()
         return buckets.clamp(max=self.config.num_time_buckets - 1)
+
+
+def _rows(table: nn.Embedding, ids: Tensor, *, sparse: bool = False) -> Tensor:
+    """Return the rows of `table` at `ids` (n,); on a GPU with a gradient that is summed in one order."""
+    if sparse or table.weight.is_cuda:
+        return embedding_lookup(table.weight, ids.long(), sparse=sparse)
+    # Torch's own gradient has another order of sums than ours, and results on a CPU are promised bit for bit.
+    rows: Tensor = table(ids)
+    return rows

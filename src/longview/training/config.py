@@ -49,6 +49,9 @@ class OptimiserConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     embedding_weight_decay: float | None = Field(default=None, ge=0, description="of tables; default weight_decay")
     betas: tuple[float, float] = (0.9, 0.98)
+    tables: Literal["dense", "rowwise"] = Field(
+        default="dense", description="rowwise: a step moves only the item rows it touched (with loss.kind sampled)"
+    )
     warmup_steps: int = Field(default=100, ge=0)
     decay: Literal["none", "linear", "cosine"] = "none"
     min_rate_ratio: float = Field(default=0.0, ge=0, le=1)

@@ -17,14 +17,23 @@ from longview.training.negatives import NegativeSampler
 class Objective:
     """Softmax loss of a model on a batch, over all items or a sample of them, as `config` says.
 
+    With `sparse` the item table gets a sparse gradient, a row for each target and negative.
+
     Raises:
-        InputError: label smoothing together with a sampled softmax.
+        InputError: label smoothing together with a sampled softmax; `sparse` with a full one.
     """
 
-    def __init__(self, config: LossConfig, data: PreparedData, *, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, config: LossConfig, data: PreparedData, *, device: torch.device, seed: int, sparse: bool = False
+    ) -> None:
         if config.kind == "sampled" and config.label_smoothing:
             raise InputError("loss.label_smoothing spreads weight over the whole catalogue: use it with loss.kind full")
-        self.config = config
+        if config.kind == "full" and sparse:
+            raise InputError(
+                "optimiser.tables rowwise moves only the item rows a step touched, and a full softmax touches them "
+                "all: set loss.kind sampled, or optimiser.tables dense"
+            )
+        self.config, self.sparse = config, sparse
         self.sampler = NegativeSampler(config, data, device=device, seed=seed) if config.kind == "sampled" else None
 
     def loss(self, model: Retriever, batch: JaggedBatch) -> Tensor:
@@ -48,6 +57,7 @@ class Objective:
             temperature=self.config.temperature,
             negative_log_q=negatives.log_q,
             target_log_q=negatives.target_log_q,
+            sparse=self.sparse,
         )
 
     def tensors(self) -> dict[str, Tensor]:

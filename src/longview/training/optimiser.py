@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, the learning-rate schedule, and the moving average of weights."""
+"""AdamW with its parameter groups, that of item rows, the learning-rate schedule, and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from longview.errors import InputError
 from longview.models.retriever import Retriever
+from longview.ops.embedding import RowwiseAdamW
 from longview.training.config import OptimiserConfig
 
 
@@ -16,15 +18,17 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ad
     """Return fused AdamW: weights decay, tables decay by their own rate, biases and norms do not.
 
     State and gradients are dense. At 10⁶ items of width 64 an update reads and writes 1.8 GB, 55 ms of one CPU core
-    here; making and clipping the dense gradient costs more. Sparse updates would change what AdamW does (moments
-    and decay of untouched rows), so larger tables are a matter of sharding, not of another optimiser.
+    here; making and clipping the dense gradient costs more. Where that is too much, `config.tables` "rowwise" leaves
+    the item table out, for `build_table_optimiser`.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    table_decay = config.weight_decay if config.embedding_weight_decay is None else config.embedding_weight_decay
+    elsewhere = model.embedding.items.weight if config.tables == "rowwise" and isinstance(model, Retriever) else None
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if parameter is elsewhere:
+            continue
         if id(parameter) in tables:
-            decay = table_decay
+            decay = _table_decay(config)
         elif parameter.dim() < 2 or name.endswith("bias"):
             decay = 0.0
         else:
@@ -36,6 +40,30 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ad
         betas=config.betas,
         fused=True,
     )
+
+
+def build_table_optimiser(model: Retriever, config: OptimiserConfig) -> RowwiseAdamW | None:
+    """Return AdamW of the touched rows of the item table, whose gradient becomes sparse, or None where it is dense.
+
+    A row that a step does not touch keeps its weights and its moments, which dense AdamW would decay.
+
+    Raises:
+        InputError: a model that normalises item vectors, which touches every row.
+    """
+    if config.tables == "dense":
+        return None
+    if model.config.normalise:
+        raise InputError(
+            "optimiser.tables rowwise moves only the item rows a step touched, and model.normalise reads them all: "
+            "set model.normalise false, or optimiser.tables dense"
+        )
+    model.embedding.sparse_items = True
+    table = model.embedding.items.weight
+    return RowwiseAdamW(table, rate=config.rate, betas=config.betas, weight_decay=_table_decay(config))
+
+
+def _table_decay(config: OptimiserConfig) -> float:
+    return config.weight_decay if config.embedding_weight_decay is None else config.embedding_weight_decay
 
 
 def rate_at(step: int, total_steps: int, config: OptimiserConfig) -> float:
@@ -73,10 +101,18 @@ class WeightAverage:
         torch._foreach_lerp_(self._average, self._weights, 1 - decay)
 
 
-def clip_gradients(model: nn.Module, norm: float | None) -> Tensor:
-    """Scale gradients down to a total `norm` where they exceed it; return their norm before, a scalar."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    total = torch.nn.utils.get_total_norm(gradients, foreach=True)
+def clip_gradients(model: nn.Module, norm: float | None, rowwise: RowwiseAdamW | None = None) -> Tensor:
+    """Scale gradients down to a total `norm` where they exceed it; return their norm before, a scalar.
+
+    The sparse gradient of the table of `rowwise` counts as the dense one it stands for.
+    """
+    table = None if rowwise is None else rowwise.table
+    parameters = [p for p in model.parameters() if p is not table]
+    total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    if rowwise is not None:
+        total = (total.square() + rowwise.squared_norm()).sqrt()
     if norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), norm, total, foreach=True)
+        torch.nn.utils.clip_grads_with_norm_(parameters, norm, total, foreach=True)
+        if rowwise is not None:
+            rowwise.scale_gradient((norm / (total + 1e-6)).clamp(max=1.0))  # torch's own factor
     return total

@@ -10,7 +10,7 @@ from longview.data.dataset import PreparedData
 from longview.models.retriever import Retriever
 from longview.training.config import RunConfig
 from longview.training.objective import Objective
-from longview.training.optimiser import WeightAverage, build_optimiser, clip_gradients, rate_at
+from longview.training.optimiser import WeightAverage, build_optimiser, build_table_optimiser, clip_gradients, rate_at
 from longview.training.precision import autocast, choose_precision, matmul_precision
 
 
@@ -29,8 +29,10 @@ class Trainer:
     def __init__(self, config: RunConfig, data: PreparedData, *, device: torch.device, steps_per_epoch: int) -> None:
         self.config, self.device = config, device
         self.model: Retriever = config.model.build(data.num_items).to(device)
-        self.objective = Objective(config.loss, data, device=device, seed=config.loop.seed + 1)
+        sparse = config.optimiser.tables == "rowwise"
+        self.objective = Objective(config.loss, data, device=device, seed=config.loop.seed + 1, sparse=sparse)
         self.optimiser = build_optimiser(self.model, config.optimiser)
+        self.table_optimiser = build_table_optimiser(self.model, config.optimiser)
         decay = config.optimiser.average_decay
         self.average = WeightAverage(self.model, decay) if decay else None
         self.dtype, self.precision_note = choose_precision(config.loop.precision, device)
@@ -48,11 +50,15 @@ class Trainer:
             with autocast(self.dtype, self.device):
                 loss = self.objective.loss(self.model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_gradients(self.model, self.config.optimiser.clip_norm)
+        norm = clip_gradients(self.model, self.config.optimiser.clip_norm, self.table_optimiser)
+        rate = rate_at(number, self.planned_steps, self.config.optimiser)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate_at(number, self.planned_steps, self.config.optimiser)
+            group["lr"] = rate
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        if self.table_optimiser is not None:
+            self.table_optimiser.rate = rate
+            self.table_optimiser.step_gradient()
         if self.average is not None:
             self.average.update(number)
         return loss.detach(), norm
@@ -64,6 +70,8 @@ class Trainer:
             saved |= {f"average.{name}": value for name, value in self.average.model.state_dict().items()}
         for index, moments in self.optimiser.state_dict()["state"].items():
             saved |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+        if self.table_optimiser is not None:
+            saved |= {f"table.{name}": value for name, value in self.table_optimiser.tensors().items()}
         saved |= {f"objective.{name}": value for name, value in self.objective.tensors().items()}
         saved["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
@@ -80,6 +88,8 @@ class Trainer:
             index, _, moment = name.partition(".")
             state.setdefault(int(index), {})[moment] = value
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        if self.table_optimiser is not None:
+            self.table_optimiser.load_tensors(_under(tensors, "table"))
         self.objective.load_tensors(_under(tensors, "objective"))
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in tensors:

@@ -38,10 +38,10 @@ IDS = {
     "none": [],
     "one": [4],
     "distinct": [3, 1, 2, 11, 0],
-    "all the same": [7] * 150,
+    "all the same": [7] * 600,
     "ordinary": [3, 1, 3, 3, 9, 1],
-    "popular ones": [5] * 70 + [2] * 10 + [8] * 129 + [0, 11] * 9 + [5] * 64,
-    "just as many as a program takes": [5] * 64 + [6] * 65,
+    "popular ones": [5] * 270 + [2] * 10 + [8] * 513 + [0, 11] * 9 + [5] * 250,
+    "just as many as a program takes": [5] * 256 + [6] * 257,
 }
 
 
@@ -121,6 +121,19 @@ class TestSums:
         assert table.grad.is_sparse
         torch.testing.assert_close(table.grad.to_dense().double(), exact_sums(ids, grads))
 
+    @pytest.mark.parametrize("ids", IDS.values(), ids=IDS.keys())
+    def test_a_norm_is_that_of_the_sums(self, path: Any, ids: list[int]) -> None:
+        lookups, grads = batch(ids)
+        table = torch.randn(ROWS, 20, device=DEVICE, requires_grad=True)
+        embedding_lookup(table, lookups, sparse=True).backward(grads)
+        optimiser = RowwiseAdamW(table, path=path)
+        before = table.detach().clone()
+        exact = exact_sums(lookups, grads).square().sum()
+        torch.testing.assert_close(optimiser.squared_norm().double(), exact, rtol=1e-5, atol=1e-6)
+        optimiser.scale_gradient(torch.tensor(0.5, device=DEVICE))
+        torch.testing.assert_close(optimiser.squared_norm().double(), exact / 4, rtol=1e-5, atol=1e-6)
+        assert torch.equal(table, before)
+
     def test_bits_repeat(self, path: Any) -> None:
         given = batch(IDS["popular ones"])
         first, second = (sum_by_id(*given, torch.float32, torch.Size((ROWS, 20)), path=path) for _ in range(2))
@@ -178,9 +191,9 @@ class TestOptimisers:
         for seed in range(2):
             for optimiser in optimisers:
                 optimiser.step(*batch(ids, seed=seed))
-        torch.testing.assert_close(*tables, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(*tables, rtol=1e-4, atol=1e-5)
         for name, value in optimisers[0].tensors().items():
-            torch.testing.assert_close(optimisers[1].tensors()[name], value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(optimisers[1].tensors()[name], value, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("make", OPTIMISERS)
     @pytest.mark.parametrize("path", PATHS)

@@ -32,6 +32,7 @@ __all__ = [
 Backend = Literal["reference", "dense", "cpu", "triton"]
 BACKENDS = ("reference", "dense", "cpu", "triton")
 WIDEST = 256  # head dimension of the kernels
+FURTHEST = 4096  # distances of a bias table: each program of the backward kernel sums into one of its own
 
 
 def semi_local_attention(
@@ -95,8 +96,6 @@ def semi_local_attention(
         refusal = _why_no_kernel(q, v, bias)
         if refusal is not None:
             raise InputError(f"attention: backend 'triton' cannot do this: {refusal}; leave backend out")
-    else:
-        more["bias"] = bias
     return _implementation(chosen, q.device)(
         q,
         k,
@@ -107,6 +106,7 @@ def semi_local_attention(
         scale_length=scale_length,
         context_lengths=context_lengths,
         target_lengths=target_lengths,
+        bias=bias,
         **more,
     )
 
@@ -219,8 +219,8 @@ def _default(q: Tensor, v: Tensor, bias: RelativeBias | None) -> Backend:
 
 def _why_no_kernel(q: Tensor, v: Tensor, bias: RelativeBias | None) -> str | None:
     """Return what of this call the Triton kernels do not do, or None where they do all of it."""
-    if bias is not None:
-        return "a relative bias runs on the dense path"
+    if bias is not None and bias.position is not None and bias.position.shape[1] > FURTHEST:
+        return f"a bias table of {bias.position.shape[1]} distances is longer than {FURTHEST}"
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{q.dtype} is not float32, bfloat16 or float16"
     if max(q.shape[2], v.shape[2]) > WIDEST:

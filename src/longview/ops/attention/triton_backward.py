@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longview.ops.attention.triton_bias import add_bias, collect_position, collect_time
 from longview.ops.attention.triton_forward import column_tiles, edge_tile
 from longview.ops.attention.triton_mask import key_stop, pick, row_stop, rows_of_keys, tiles_of, visible
 from longview.ops.attention.triton_tile import entry, load_rows, silu_and_slope, store_rows
@@ -20,14 +21,19 @@ from longview.ops.attention.triton_tile import entry, load_rows, silu_and_slope,
 
 @triton.jit
 def attention_backward_rows(
-    q, k, v, d_out, d_q, items,
+    q, k, v, d_out, d_q, items, position, time, stamps, part_position, part_time, slant,
     q_token, q_head, k_token, k_head, v_token, v_head, d_out_token, d_out_head, d_q_token, d_q_head,
     half_alpha, scale,
     M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
     HEADS: tl.constexpr, D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
+    P: tl.constexpr, B: tl.constexpr, PADDED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, JOINED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write `d_q`; arguments as in `attention_forward`."""
+    """Write `d_q`, and this program's share of the bias gradients; arguments as in `attention_forward`.
+
+    `part_position` (programs, P), zero at first, `part_time` (programs, B), and `slant` (programs, BM, 2 max(BM, BN)),
+    memory to work in, are float32. PADDED is B rounded up to a power of two.
+    """
     item, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     first, begin, n, c, e = entry(items, item, CONTEXT, TARGETS)
     if first < 0:
@@ -38,6 +44,10 @@ def attention_backward_rows(
     v += begin * v_token + head * v_head
     d_out += begin * d_out_token + head * d_out_head
     d_q += begin * d_q_token + head * d_q_head
+    stamps += begin
+    part_position += tl.program_id(0).to(tl.int64) * P
+    slant += tl.program_id(0).to(tl.int64) * 2 * BM * tl.maximum(BM, BN)
+    time_sum = tl.zeros([PADDED], tl.float32)
     a, a_full, a_full_stop, a_stop, b, b_full, b_full_stop, b_stop, g, g_stop = column_tiles(
         first, stop, c, e, n, BN, M, CONTEXT, TARGETS
     )
@@ -54,9 +64,15 @@ def attention_backward_rows(
             k_ND = load_rows(k, at, n, k_token, BN, D_QK, P_QK, False)
             v_ND = load_rows(v, at, n, v_token, BN, D_V, P_V, False)
             z_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION) * half_alpha
+            if P + B > 0:
+                z_MN = add_bias(z_MN, rows, at + tl.arange(0, BN), n, head, position, time, stamps, P, B)
             d_weight_MN = tl.dot(d_out_MD, v_ND.T, input_precision=PRECISION)
             weight_MN, slope_MN = silu_and_slope(z_MN, FAST)
             d_z_MN = d_weight_MN * slope_MN
+            if P > 0:
+                collect_position(d_z_MN, first, at, slant, part_position, P, BM, BN)
+            if B > 0:
+                time_sum = collect_time(time_sum, d_z_MN, rows, at + tl.arange(0, BN), n, stamps, B, PADDED)
             sum_MD = tl.dot(d_z_MN.to(k_ND.dtype), k_ND, sum_MD, input_precision=PRECISION)
     for i in tl.range(0 if JOINED else whole, count):
         tile = edge_tile(i - whole, a, a_full, a_full_stop, a_stop, b, b_full, b_full_stop, b_stop, g, TARGETS)
@@ -67,25 +83,35 @@ def attention_backward_rows(
         k_ND = load_rows(k, at, n, k_token, BN, D_QK, P_QK, True)
         v_ND = load_rows(v, at, n, v_token, BN, D_V, P_V, True)
         z_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION) * half_alpha
+        columns = at + tl.arange(0, BN)
+        if P + B > 0:
+            z_MN = add_bias(z_MN, rows, columns, n, head, position, time, stamps, P, B)
         d_weight_MN = tl.dot(d_out_MD, v_ND.T, input_precision=PRECISION)
         weight_MN, slope_MN = silu_and_slope(z_MN, FAST)
         d_z_MN = d_weight_MN * slope_MN
         if i >= whole:
-            columns = at + tl.arange(0, BN)
             seen_MN = visible(rows[:, None], columns[None, :], c, e, n, M, CONTEXT, TARGETS)
             d_z_MN = tl.where(seen_MN, d_z_MN, 0.0)
+        if P > 0:
+            collect_position(d_z_MN, first, at, slant, part_position, P, BM, BN)
+        if B > 0:
+            time_sum = collect_time(time_sum, d_z_MN, rows, columns, n, stamps, B, PADDED)
         sum_MD = tl.dot(d_z_MN.to(k_ND.dtype), k_ND, sum_MD, input_precision=PRECISION)
     store_rows(d_q, first, stop, d_q_token, sum_MD * (2 * half_alpha * scale), BM, D_QK, P_QK)
+    if B > 0:
+        slots = tl.arange(0, PADDED)
+        tl.store(part_time + tl.program_id(0).to(tl.int64) * B + slots, time_sum, mask=slots < B)
 
 
 @triton.jit
 def attention_backward_keys(
-    q, k, v, d_out, d_k, d_v, part_k, part_v, items,
+    q, k, v, d_out, d_k, d_v, part_k, part_v, items, position, time, stamps,
     q_token, q_head, k_token, k_head, v_token, v_head, d_out_token, d_out_head,
     d_k_token, d_k_head, d_v_token, d_v_head,
     half_alpha, scale,
     M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
     HEADS: tl.constexpr, D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
+    P: tl.constexpr, B: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, JOINED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write `d_k` and `d_v`, or where a block is sliced its share to `part_k` and `part_v`.
@@ -102,6 +128,7 @@ def attention_backward_keys(
     k += begin * k_token + head * k_head
     v += begin * v_token + head * v_head
     d_out += begin * d_out_token + head * d_out_head
+    stamps += begin
     x, x_stop, x_full, x_full_stop, y, y_stop, y_full, y_full_stop, \
         r, r_stop, r_full, r_full_stop, t, t_stop, t_full, t_full_stop = \
         rows_of_keys(first, stop, c, e, n, M, CONTEXT, TARGETS)  # fmt: skip
@@ -126,6 +153,8 @@ def attention_backward_keys(
             q_MD = load_rows(q, at, n, q_token, BM, D_QK, P_QK, False)
             d_out_MD = load_rows(d_out, at, n, d_out_token, BM, D_V, P_V, False)
             z_NM = tl.dot(k_ND, q_MD.T, input_precision=PRECISION) * half_alpha
+            if P + B > 0:
+                z_NM = add_bias(z_NM, keys, at + tl.arange(0, BM), n, head, position, time, stamps, P, B)
             d_weight_NM = tl.dot(v_ND, d_out_MD.T, input_precision=PRECISION)
             weight_NM, slope_NM = silu_and_slope(z_NM, FAST)
             sum_v_ND = tl.dot(weight_NM.to(d_out_MD.dtype), d_out_MD, sum_v_ND, input_precision=PRECISION)
@@ -145,11 +174,13 @@ def attention_backward_keys(
         q_MD = load_rows(q, at, n, q_token, BM, D_QK, P_QK, True)
         d_out_MD = load_rows(d_out, at, n, d_out_token, BM, D_V, P_V, True)
         z_NM = tl.dot(k_ND, q_MD.T, input_precision=PRECISION) * half_alpha
+        rows = at + tl.arange(0, BM)
+        if P + B > 0:
+            z_NM = add_bias(z_NM, keys, rows, n, head, position, time, stamps, P, B)
         d_weight_NM = tl.dot(v_ND, d_out_MD.T, input_precision=PRECISION)
         weight_NM, slope_NM = silu_and_slope(z_NM, FAST)
         d_z_NM = d_weight_NM * slope_NM
         if i >= whole:
-            rows = at + tl.arange(0, BM)
             seen_NM = visible(rows[None, :], keys[:, None], c, e, n, M, CONTEXT, TARGETS)
             weight_NM = tl.where(seen_NM, weight_NM, 0.0)
             d_z_NM = tl.where(seen_NM, d_z_NM, 0.0)

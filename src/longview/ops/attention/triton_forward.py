@@ -13,22 +13,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longview.ops.attention.triton_bias import add_bias
 from longview.ops.attention.triton_mask import columns_of_rows, pick, row_stop, tiles_of, visible
 from longview.ops.attention.triton_tile import entry, load_rows, silu, store_rows
 
 
 @triton.jit
 def attention_forward(
-    q, k, v, out, items,
+    q, k, v, out, items, position, time, stamps,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head,
     half_alpha, scale,
     M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
     HEADS: tl.constexpr, D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
+    P: tl.constexpr, B: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, JOINED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write `out`. `items` as `work.row_items`; `*_token`, `*_head` are strides; `scale` is 1 / S.
 
-    P_QK and P_V are D_QK and D_V rounded up to powers of two.
+    P_QK and P_V are D_QK and D_V rounded up to powers of two; P and B are the sizes of the bias tables
+    (`triton_bias.py`), 0 without.
     """
     item, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     first, begin, n, c, e = entry(items, item, CONTEXT, TARGETS)
@@ -40,6 +43,7 @@ def attention_forward(
     k += begin * k_token + head * k_head
     v += begin * v_token + head * v_head
     out += shift * out_token + head * out_head
+    stamps += begin
     a, a_full, a_full_stop, a_stop, b, b_full, b_full_stop, b_stop, g, g_stop = column_tiles(
         first, stop, c, e, n, BN, M, CONTEXT, TARGETS
     )
@@ -55,6 +59,8 @@ def attention_forward(
             k_ND = load_rows(k, at, n, k_token, BN, D_QK, P_QK, False)
             v_ND = load_rows(v, at, n, v_token, BN, D_V, P_V, False)
             z_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION) * half_alpha
+            if P + B > 0:
+                z_MN = add_bias(z_MN, rows, at + tl.arange(0, BN), n, head, position, time, stamps, P, B)
             weight_MN = silu(z_MN, FAST)
             sum_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, sum_MD, input_precision=PRECISION)
     for i in tl.range(0 if JOINED else whole, count):
@@ -66,9 +72,11 @@ def attention_forward(
         k_ND = load_rows(k, at, n, k_token, BN, D_QK, P_QK, True)
         v_ND = load_rows(v, at, n, v_token, BN, D_V, P_V, True)
         z_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION) * half_alpha
+        columns = at + tl.arange(0, BN)
+        if P + B > 0:
+            z_MN = add_bias(z_MN, rows, columns, n, head, position, time, stamps, P, B)
         weight_MN = silu(z_MN, FAST)
         if i >= whole:
-            columns = at + tl.arange(0, BN)
             seen_MN = visible(rows[:, None], columns[None, :], c, e, n, M, CONTEXT, TARGETS)
             weight_MN = tl.where(seen_MN, weight_MN, 0.0)
         sum_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, sum_MD, input_precision=PRECISION)

@@ -76,6 +76,18 @@ _TABLE: dict[tuple[Kernel, int], dict[Reach, Blocks]] = {
         "all": Blocks(32, 64, 8, 2),
     },
 }
+# A relative bias wants registers of its own: for its gathers, and to gather its gradient.
+_BIASED: dict[tuple[Kernel, int], Blocks] = {
+    ("forward", 64): Blocks(64, 64, 4, 2),
+    ("forward", 128): Blocks(64, 32, 4, 2),
+    ("forward", 256): Blocks(64, 32, 8, 2),
+    ("rows", 64): Blocks(64, 32, 4, 2),
+    ("rows", 128): Blocks(64, 32, 4, 2, True),
+    ("rows", 256): Blocks(64, 16, 8, 2, True),
+    ("keys", 64): Blocks(32, 64, 4, 2),
+    ("keys", 128): Blocks(32, 64, 8, 2),
+    ("keys", 256): Blocks(32, 64, 8, 2, True),
+}
 # Float32 operands take twice the room, and IEEE products run on the ordinary units: small blocks.
 _SINGLE = Blocks(32, 32, 4, 2)
 
@@ -87,8 +99,10 @@ def reach_of(mask: MaskSpec) -> Reach:
     return "short" if mask.local_window + mask.global_size <= SHORT else "window"
 
 
-def blocks_for(kernel: Kernel, mask: MaskSpec, padded: int, itemsize: int) -> Blocks:
+def blocks_for(kernel: Kernel, mask: MaskSpec, padded: int, itemsize: int, *, biased: bool) -> Blocks:
     """Return the block sizes of `kernel` for heads of `padded` numbers of `itemsize` bytes."""
     if itemsize > 2:
         return _SINGLE
+    if biased:
+        return _BIASED[kernel, max(padded, 64)]
     return _TABLE[kernel, max(padded, 64)][reach_of(mask)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longview.ops.embedding import triton_segments as kernels
-from longview.ops.embedding.dedup import group_ids
+from longview.ops.embedding.dedup import Segments, group_ids
 from longview.ops.kernels import padded_dim
 
 
@@ -33,6 +33,14 @@ def sum_by_id(ids: Tensor, grads: Tensor, dtype: torch.dtype, shape: torch.Size)
     table = grads.new_zeros(shape, dtype=dtype)
     apply_by_id(table, (), ids, grads, Rule(kernels.PUT.value))
     return table
+
+
+def squared_norm(ids: Tensor, grads: Tensor, num_rows: int) -> Tensor:
+    """Return what `reference.squared_norm` does, from sums in float32."""
+    squares = grads.new_zeros(len(ids), dtype=torch.float32)
+    if len(ids):
+        _launch(group_ids(ids, num_rows), squares, (squares,), grads, Rule(kernels.SQUARE.value))
+    return squares.sum()
 
 
 def adagrad_(table: Tensor, squares: Tensor, ids: Tensor, grads: Tensor, *, rate: float, eps: float, seed: int,
@@ -63,20 +71,25 @@ def adamw_(
 
 def apply_by_id(table: Tensor, state: tuple[Tensor, ...], ids: Tensor, grads: Tensor, rule: Rule) -> None:
     """Sum the rows of `grads` (n, D) by id and apply `rule` to the rows of `table` (V, D) and `state`, in place."""
+    if len(ids):
+        _launch(group_ids(ids, len(table)), table, state, grads, rule)
+
+
+def _launch(segments: Segments, table: Tensor, state: tuple[Tensor, ...], grads: Tensor, rule: Rule) -> None:
     n, width = grads.shape
-    if not n:
-        return
+    order, rank, unique, offsets, count = segments
     first, second = (*state, table, table)[:2]
     grads, padded = grads.contiguous(), padded_dim(width)
-    put = rule.number == kernels.PUT.value
+    moves = rule.number in (kernels.ADAGRAD.value, kernels.ADAMW.value)
+    if rule.number == kernels.SQUARE.value:
+        unique = torch.arange(n, device=unique.device)  # a place a segment, whatever the size of the table
     sizes = {"WIDTH": width, "PADDED": padded, "num_warps": kernels.WARPS}
-    flags = {"RULE": rule.number, "STOCHASTIC": table.dtype == torch.bfloat16 and not put}
+    flags = {"RULE": rule.number, "STOCHASTIC": table.dtype == torch.bfloat16 and moves}
     settings = (*rule[1:], kernels.LIMIT)
     with torch.cuda.device_of(table):
-        order, rank, unique, offsets, count = group_ids(ids, len(table))
-        segments = kernels.segments_at_once(padded)
-        kernels.sum_short[(-(-n // segments),)](
-            grads, order, unique, offsets, count, table, first, second, *settings, **flags, SEGMENTS=segments, **sizes
+        at_once = kernels.segments_at_once(padded)
+        kernels.sum_short[(-(-n // at_once),)](
+            grads, order, unique, offsets, count, table, first, second, *settings, **flags, SEGMENTS=at_once, **sizes
         )
         if n > kernels.LIMIT:
             chunks = -(-n // kernels.LIMIT)

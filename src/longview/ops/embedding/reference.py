@@ -27,6 +27,11 @@ def distinct_sums(ids: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
     return unique, sums.index_add_(0, inverse, grads.to(sums.dtype))
 
 
+def squared_norm(ids: Tensor, grads: Tensor, num_rows: int) -> Tensor:
+    """Return the squared norm of the sums of rows with the same id, a scalar; ids are below `num_rows`."""
+    return distinct_sums(ids, grads)[1].square().sum()
+
+
 def adagrad_(
     table: Tensor,
     squares: Tensor,

@@ -51,11 +51,27 @@ class RowwiseOptimiser:
 
     def step_gradient(self) -> None:
         """Step with the sparse gradient that a backward pass left in `table.grad`, and clear it."""
+        self.step(*self._gradient())
+        self.table.grad = None
+
+    def squared_norm(self) -> Tensor:
+        """Return the squared norm of that gradient, its repeated rows summed: a scalar that stays on the device."""
+        ids, rows = self._gradient()
+        if self.path == "torch":
+            return reference.squared_norm(ids, rows, len(self.table))
+        from longview.ops.embedding import fused
+
+        return fused.squared_norm(ids, rows, len(self.table))
+
+    def scale_gradient(self, factor: Tensor) -> None:
+        """Multiply that gradient by the scalar `factor`."""
+        self._gradient()[1].mul_(factor)
+
+    def _gradient(self) -> tuple[Tensor, Tensor]:
         grad = self.table.grad
         if grad is None or not grad.is_sparse:
             raise InputError("table.grad must be sparse: look rows up with embedding_lookup(..., sparse=True)")
-        self.step(grad._indices()[0], grad._values())
-        self.table.grad = None
+        return grad._indices()[0], grad._values()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint must keep, beside the table."""

@@ -15,12 +15,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-LIMIT = 64  # lookups a program sums in sequence
-WARPS = 4
+LIMIT = 256  # lookups a program sums in sequence
+WARPS = 8
 
 PUT = tl.constexpr(0)  # write the sum to the row of `table`
 ADAGRAD = tl.constexpr(1)  # row-wise AdaGrad; `first` (V,) float32
 ADAMW = tl.constexpr(2)  # AdamW of touched rows; `first` and `second` (V, D) float32
+SQUARE = tl.constexpr(3)  # write the squared norm of the sum to `first` (V,) float32, and leave the table alone
 
 
 def segments_at_once(padded: int) -> int:
@@ -60,9 +61,10 @@ def apply_rule(
     row = row_s.to(tl.int64)[:, None]
     inside = live_s[:, None] & (dims < WIDTH)
     place = row * WIDTH + dims
-    if RULE == PUT:
-        found = sum_sD
-    else:
+    found = sum_sD
+    if RULE == SQUARE:
+        tl.store(first + row_s, tl.sum(sum_sD * sum_sD, 1), mask=live_s)
+    if RULE != PUT and RULE != SQUARE:
         weight_sD = tl.load(table + place, mask=inside, other=0.0).to(tl.float32)
     if RULE == ADAGRAD:
         square_s = tl.load(first + row_s, mask=live_s, other=0.0) + tl.sum(sum_sD * sum_sD, 1) / WIDTH
@@ -79,7 +81,8 @@ def apply_rule(
         found = weight_sD * (1 - rate * decay) - rate * (first_sD / correction1) / spread_sD
     if STOCHASTIC:
         found = round_stochastically(found, row, dims, seed, step)
-    tl.store(table + place, found.to(table.dtype.element_ty), mask=inside)
+    if RULE != SQUARE:
+        tl.store(table + place, found.to(table.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["seed", "step", "limit"])
@@ -182,9 +185,9 @@ def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, 
         sizes, options = {"WIDTH": width, "PADDED": width}, {"num_warps": WARPS}
         at_once = {"AT_ONCE": rows_at_once(width)}
         found.append((f"pieces D={width}", sum_pieces, PIECES, sizes | at_once, options))
-        for rule in (PUT, ADAGRAD, ADAMW):
+        for rule in (PUT, ADAGRAD, ADAMW, SQUARE):
             for dtype in ("fp32", "bf16"):
-                flags = {"RULE": rule.value, "STOCHASTIC": dtype == "bf16" and rule is not PUT} | sizes
+                flags = {"RULE": rule.value, "STOCHASTIC": dtype == "bf16" and rule in (ADAGRAD, ADAMW)} | sizes
                 types = {"table": f"*{dtype}", "first": "*fp32", "second": "*fp32"} | SETTINGS
                 name = f"rule={rule.value} table={dtype} D={width}"
                 short = flags | {"SEGMENTS": segments_at_once(width)}

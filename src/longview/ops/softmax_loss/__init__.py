@@ -3,7 +3,8 @@
 `full_softmax_loss` sees every item; `sampled_softmax_loss` the target and a few negatives. Both accumulate in float32
 and do their matrix products in the autocast dtype where autocast is on. The blocked path (`full.py`, `sampled.py`)
 computes loss and gradients block by block in the forward pass; the kernels (`fused_*.py`, `triton_*.py`) hold no
-logits at all and are bit for bit repeatable. `path.py` chooses, `reference.py` says the same densely.
+logits at all and are bit for bit repeatable; for wide vectors `fused_blocks.py` writes blocks of weights and leaves
+their products to the vendor's library. `path.py` chooses, `reference.py` says the same densely.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def full_softmax_loss(
         temperature: positive; divides the logits.
         label_smoothing: in [0, 1): the weight spread evenly over the catalogue.
         block: queries a block; by default 8 MB of logits on a CPU, 512 MB on an accelerator (and 64 rows at least).
-        path: `blocked` or `triton`; None = the kernels on a GPU where `path.py` says that they pay, else blocks.
+        path: `blocked`, `triton` (logits stay in registers) or `triton-blocked` (kernels write blocks of weights; the
+            full softmax alone); None = the kernels that `path.py` says pay on a GPU, else blocks.
 
     Gradients reach `queries` and `items`; there is no second derivative.
 
@@ -55,10 +57,15 @@ def full_softmax_loss(
     _check(queries, items, targets, temperature, block)
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    if path_for("full", queries, items, path, block) == "triton":
+    chosen = path_for("full", queries, items, path, block)
+    if chosen == "triton":
         from longview.ops.softmax_loss.fused_full import FusedFullSoftmaxLoss
 
         return _scalar(FusedFullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, None)
+    if chosen == "triton-blocked":
+        from longview.ops.softmax_loss.fused_blocks import BlockedFullSoftmaxLoss
+
+        return _scalar(BlockedFullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, None)
     return _scalar(FullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, block)
 
 

@@ -25,9 +25,9 @@ SMALL = 16  # rows a program takes where there is no product
 # By padded width, for 2-byte products: forward, gradient of the items.
 TILES = {
     64: (Tile(64, 128, 4, 3), Tile(64, 64, 4, 3)),
-    128: (Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
+    128: (Tile(128, 64, 4, 4), Tile(32, 128, 4, 3)),
     256: (Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
-    512: (Tile(64, 32, 8, 2), Tile(32, 64, 8, 2)),
+    512: (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
 }
 WIDE_TILE = Tile(32, 32, 4, 1)  # float32 products use no tensor core
 

@@ -21,10 +21,10 @@ SMALL = 16  # rows a program takes where there is no product
 
 # By padded width, for 2-byte products: forward, gradient of the negatives.
 TILES = {
-    64: (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    64: (Tile(128, 64, 4, 3), Tile(128, 128, 4, 4)),
     128: (Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
-    256: (Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
-    512: (Tile(64, 32, 8, 2), Tile(32, 64, 8, 2)),
+    256: (Tile(128, 64, 8, 4), Tile(64, 128, 8, 3)),
+    512: (Tile(64, 32, 8, 3), Tile(64, 64, 8, 2)),
 }
 WIDE_TILE = Tile(32, 32, 4, 1)  # float32 products use no tensor core
 

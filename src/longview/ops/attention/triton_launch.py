@@ -1,0 +1,225 @@
+"""Launches of the attention kernels: the bare passes, for callers that hold their own buffers.
+
+Inputs may be slices of one projection: any token and head stride, the last dimension contiguous.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longview.ops.attention.bias import RelativeBias
+from longview.ops.attention.mask import MaskSpec
+from longview.ops.attention.triton_backward import (
+    attention_backward_keys,
+    attention_backward_rows,
+    attention_backward_sum,
+)
+from longview.ops.attention.triton_forward import attention_forward
+from longview.ops.attention.triton_tuning import Blocks, Kernel, blocks_for
+from longview.ops.attention.work import KeyItems, Shape, key_items, row_items
+from longview.ops.kernels import interpreted, padded_dim
+
+SLICE = 2048  # rows of a slice of a block of keys that all rows see
+SUM_ROWS = 16  # keys that one program adds up
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch and mask: its lengths, and the lists of work made from them, which all layers share."""
+
+    shape: Shape
+    mask: MaskSpec
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_rows", {})
+        object.__setattr__(self, "_keys", {})
+
+    def rows(self, size: int) -> Tensor:
+        made: dict[int, Tensor] = self._rows  # type: ignore[attr-defined]
+        if size not in made:
+            made[size] = row_items(self.shape, self.mask, size)
+        return made[size]
+
+    def keys(self, size: int, rows: int) -> KeyItems:
+        made: dict[tuple[int, int], KeyItems] = self._keys  # type: ignore[attr-defined]
+        if (size, rows) not in made:
+            made[size, rows] = key_items(self.shape, self.mask, size, rows, SLICE)
+        return made[size, rows]
+
+
+_recent: OrderedDict[tuple[Any, ...], tuple[Batch, tuple[Any, ...]]] = OrderedDict()
+
+
+def batch_of(
+    offsets: Tensor,
+    total: int,
+    mask: MaskSpec,
+    context: Tensor | None,
+    targets: Tensor | None,
+    query_offsets: Tensor | None = None,
+    total_queries: int = 0,
+) -> Batch:
+    """Return the work of a batch; the same one for the same (unchanged) tensors, so that layers make it once."""
+    given = (offsets, context, targets, query_offsets)
+    key = (total, total_queries, mask, *((None if x is None else (id(x), x._version)) for x in given))
+    found = _recent.get(key)
+    if found is not None and all(x is None or ref() is x for x, ref in zip(given, found[1], strict=True)):
+        return found[0]
+    if offsets.device.type == "cuda":  # values cannot be looked at without waiting: the device stops on bad ones
+        fits = (offsets[0] == 0) & (offsets[-1] == total) & (offsets.diff() >= 0).all()
+        torch._assert_async(fits, f"attention: offsets must rise from 0 to {total}, the tokens of q")
+    longest = 0 if context is None or context.numel() == 0 else int(context.max())
+    batch = Batch(Shape(offsets, context, targets, total, longest, query_offsets, total_queries), mask)
+    _recent[key] = batch, tuple(None if x is None else weakref.ref(x) for x in given)
+    while len(_recent) > 16:
+        _recent.popitem(last=False)
+    return batch
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The tables of a relative bias as the kernels read them: float32 (heads, size), and int32 times of the tokens."""
+
+    position: Tensor | None = None
+    time: Tensor | None = None
+    stamps: Tensor | None = None
+
+    @classmethod
+    def of(cls, bias: RelativeBias | None) -> Tables:
+        if bias is None:
+            return cls()
+        stamps = bias.timestamps if bias.time is not None else None
+        if stamps is not None and stamps.numel():
+            # Only differences count. 31 bits of seconds are 68 years.
+            stamps = (stamps - stamps.min()).clamp(max=2**31 - 1).to(torch.int32)
+        kept = (None if x is None else x.detach().float().contiguous() for x in (bias.position, bias.time))
+        return cls(*kept, stamps)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Distances and time buckets, 0 without."""
+        return tuple(0 if x is None else x.shape[1] for x in (self.position, self.time))  # type: ignore[return-value]
+
+    def pointers(self, unused: Tensor) -> list[Tensor]:
+        return [unused if x is None else x for x in (self.position, self.time, self.stamps)]
+
+    def constants(self) -> dict[str, int]:
+        return dict(zip(("P", "B"), self.sizes, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a pass has besides its inputs: the work, the factors of scores and sum, and the bias."""
+
+    batch: Batch
+    alpha: float
+    scale_length: float
+    tables: Tables = Tables()
+
+    @property
+    def scalars(self) -> tuple[float, float]:
+        return self.alpha / 2, 1 / self.scale_length
+
+
+def attention_forward_into(out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call) -> None:
+    """Write attention of `q, k` (T, H, D_qk) and `v` (T, H, D_v) to `out` (T, H, D_v)."""
+    blocks = _blocks("forward", call, q, v)
+    items = call.batch.rows(blocks.rows)
+    if not items.shape[0]:
+        return
+    tensors = (q, k, v, out)
+    attention_forward[(items.shape[0] * q.shape[1],)](
+        *tensors, items, *call.tables.pointers(out), *_strides(tensors), *call.scalars,
+        **_constants(call.batch, q, v, blocks), **call.tables.constants(), **_options(blocks),
+    )  # fmt: skip
+
+
+def attention_backward_into(
+    grads: tuple[Tensor, Tensor, Tensor], d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call
+) -> tuple[Tensor | None, Tensor | None]:
+    """Write the gradients of `q`, `k` and `v` to `grads`; return those of the bias tables, float32, where there are."""
+    d_q, d_k, d_v = grads
+    tables = _backward_rows(d_q, d_out, q, k, v, call)
+    _backward_keys(d_k, d_v, d_out, q, k, v, call)
+    return tables
+
+
+def _backward_rows(
+    d_q: Tensor, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call
+) -> tuple[Tensor | None, Tensor | None]:
+    heads, (distances, buckets) = q.shape[1], call.tables.sizes
+    blocks = _blocks("rows", call, q, v)
+    items = call.batch.rows(blocks.rows)
+    programs = items.shape[0] * heads
+    parts = [d_q.new_zeros(programs, size, dtype=torch.float32) for size in (distances, buckets)]
+    slant = 2 * blocks.rows * max(blocks.rows, blocks.keys) * bool(distances)
+    if programs:
+        tensors = (q, k, v, d_out, d_q)
+        attention_backward_rows[(programs,)](
+            *tensors, items, *call.tables.pointers(d_q), *parts, d_q.new_empty(programs, slant, dtype=torch.float32),
+            *_strides(tensors), *call.scalars, **_constants(call.batch, q, v, blocks), **call.tables.constants(),
+            PADDED=padded_dim(max(buckets, 1)), **_options(blocks),
+        )  # fmt: skip
+    position, time = (
+        part.view(-1, heads, part.shape[1]).sum(0) / call.scale_length if part.shape[1] else None for part in parts
+    )
+    return position, time
+
+
+def _backward_keys(d_k: Tensor, d_v: Tensor, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call) -> None:
+    blocks = _blocks("keys", call, q, v)
+    work = call.batch.keys(blocks.keys, blocks.rows)
+    if not work.items.shape[0]:
+        return
+    heads, constants = q.shape[1], _constants(call.batch, q, v, blocks)
+    shape = (work.slots, heads, blocks.keys)
+    parts = [torch.empty(*shape, x.shape[2], dtype=torch.float32, device=q.device) for x in (k, v)]
+    tensors = (q, k, v, d_out, d_k, d_v)
+    attention_backward_keys[(work.items.shape[0] * heads,)](
+        *tensors, *parts, work.items, *call.tables.pointers(d_k), *_strides(tensors), *call.scalars,
+        **constants, **call.tables.constants(), **_options(blocks),
+    )  # fmt: skip
+    if work.slots:
+        names = ("M", "CONTEXT", "TARGETS", "HEADS", "D_QK", "D_V", "P_QK", "P_V", "BN")
+        attention_backward_sum[(work.sums.shape[0] * heads * (blocks.keys // SUM_ROWS),)](
+            *parts, d_k, d_v, work.sums, *_strides((d_k, d_v)), **{name: constants[name] for name in names},
+            ROWS=SUM_ROWS, num_warps=4,
+        )  # fmt: skip
+
+
+def _blocks(kernel: Kernel, call: Call, q: Tensor, v: Tensor) -> Blocks:
+    padded = max(padded_dim(q.shape[2]), padded_dim(v.shape[2]))
+    return blocks_for(kernel, call.batch.mask, padded, q.element_size(), biased=any(call.tables.sizes))
+
+
+def _strides(tensors: tuple[Tensor, ...]) -> list[int]:
+    return [stride for x in tensors for stride in x.stride()[:2]]
+
+
+def _constants(batch: Batch, q: Tensor, v: Tensor, blocks: Blocks) -> dict[str, Any]:
+    exact = q.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return {
+        "M": batch.mask,
+        "CONTEXT": batch.shape.context is not None,
+        "TARGETS": batch.shape.targets is not None,
+        "HEADS": q.shape[1],
+        "D_QK": q.shape[2],
+        "D_V": v.shape[2],
+        "P_QK": padded_dim(q.shape[2]),
+        "P_V": padded_dim(v.shape[2]),
+        "BM": blocks.rows,
+        "BN": blocks.keys,
+        "JOINED": blocks.joined,
+        "FAST": q.dtype != torch.float32 and not interpreted(),
+        "PRECISION": "ieee" if exact or interpreted() else "tf32",
+    }
+
+
+def _options(blocks: Blocks) -> dict[str, int]:
+    return {"num_warps": blocks.warps, "num_stages": blocks.stages}

@@ -1,0 +1,113 @@
+"""Run every kernel family once under NVIDIA's compute-sanitizer, on a machine with a GPU.
+
+    python -m tests.ops.sanitize FILE.json      # memory and race checks of every family, the result as JSON
+    python -m tests.ops.sanitize --run FAMILY   # what is checked: one run of small, odd shapes
+
+torch's allocator is told not to pool memory, so that a read one element beyond a tensor is seen.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longview.ops.attention import MaskSpec, newest_rows_attention, semi_local_attention
+from longview.ops.softmax_loss import full_softmax_loss, sampled_softmax_loss
+
+TOOLS = ("memcheck", "racecheck")
+
+
+def attention() -> None:
+    """Forward and backward of each kind of mask over lengths around the blocks, and the newest rows alone."""
+    lengths = torch.tensor([0, 1, 63, 64, 65, 200])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).cuda()
+    targets = torch.tensor([0, 0, 3, 1, 0, 70]).cuda()
+    q, k, v = (_normal(int(offsets[-1]), 2, 64) for _ in range(3))
+    for mask in (MaskSpec.causal(), MaskSpec.ultra_prefix(70, 40), MaskSpec.ultra(70, 40)):
+        out = semi_local_attention(q, k, v, offsets, mask, scale_length=9.0, target_lengths=targets, backend="triton")
+        out.backward(torch.randn_like(out))
+    asked = torch.tensor([0, 0, 1, 4, 4, 9, 29]).cuda()
+    newest_rows_attention(q[:29].detach(), k, v, asked, offsets, MaskSpec.causal(), scale_length=9.0)
+
+
+def layer() -> None:
+    """A whole HSTU layer, forward and backward, with dropout and recomputation."""
+    from longview.models.hstu import AttentionConfig, HSTULayer, LayerConfig, Layout
+
+    made = HSTULayer(64, 2, 200, 0.3, LayerConfig(recompute="all"), AttentionConfig(local_window=70, global_size=40))
+    x = _normal(130, 64)
+    with torch.autocast("cuda", torch.bfloat16):
+        out = made.cuda().train()(x, Layout(torch.tensor([0, 57, 130]).cuda(), 73))
+    out.sum().backward()
+
+
+def loss() -> None:
+    """Full and sampled softmax, forward and backward."""
+    queries, items = _normal(70, 64), _normal(333, 64)
+    targets = torch.randint(333, (70,)).cuda()
+    full_softmax_loss(queries, items, targets, path="triton").backward()
+    negatives = torch.randint(333, (4, 50)).cuda()
+    sampled_softmax_loss(queries, items, targets, negatives, path="triton").backward()
+
+
+def embedding() -> None:
+    """Gradients summed by id, with and without a row-wise optimiser."""
+    from longview.ops.embedding import RowwiseAdagrad, embedding_lookup
+
+    table = torch.randn(50, 64, device="cuda", requires_grad=True)
+    ids = torch.randint(50, (300,)).cuda() % 7
+    embedding_lookup(table, ids).sum().backward()
+    RowwiseAdagrad(table).step(ids, torch.randn(300, 64, device="cuda"))
+
+
+FAMILIES = {"attention": attention, "layer": layer, "loss": loss, "embedding": embedding}
+
+
+def _normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16).requires_grad_()
+
+
+def check(family: str, tool: str) -> dict[str, Any]:
+    """Return what `tool` says of a run of `family`."""
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    command = [sanitizer, "--tool", tool, "--target-processes", "all", sys.executable, "-m", "tests.ops.sanitize"]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run([*command, "--run", family], env=environment, capture_output=True, text=True, check=False)
+    text = done.stdout + done.stderr
+    found = re.findall(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)", text)
+    problems = [int(a or b) for a, b in found]
+    return {
+        "family": family,
+        "tool": tool,
+        "ran": f"{family} done" in text,
+        "problems": sum(problems) if problems else None,
+        "says": [line for line in text.splitlines() if "SUMMARY" in line or "Error" in line][:6],
+    }
+
+
+def main(words: list[str]) -> None:
+    from longview.bench.device import require_gpu
+    from longview.evaluation.environment import environment
+    from longview.files import write_json
+
+    require_gpu("sanitize")
+    if words[0] == "--run":
+        FAMILIES[words[1]]()
+        torch.cuda.synchronize()
+        print(f"{words[1]} done")  # noqa: T201
+        return
+    for family in FAMILIES.values():  # compiled now, so that the compiler is not what is checked
+        family()
+    rows = [check(family, tool) for family in FAMILIES for tool in TOOLS]
+    write_json(Path(words[0]), {"check": "compute-sanitizer", "runs": rows, "environment": environment()})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
