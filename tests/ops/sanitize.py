@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from longview.ops.attention import MaskSpec, newest_rows_attention, semi_local_a
 from longview.ops.softmax_loss import full_softmax_loss, sampled_softmax_loss
 
 TOOLS = ("memcheck", "racecheck")
+LIMIT = 120  # seconds of one check
 
 
 def attention() -> None:
@@ -79,8 +81,13 @@ def check(family: str, tool: str) -> dict[str, Any]:
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     command = [sanitizer, "--tool", tool, "--target-processes", "all", sys.executable, "-m", "tests.ops.sanitize"]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run([*command, "--run", family], env=environment, capture_output=True, text=True, check=False)
-    text = done.stdout + done.stderr
+    try:
+        done = subprocess.run(
+            [*command, "--run", family], env=environment, capture_output=True, text=True, check=False, timeout=LIMIT
+        )
+        text = done.stdout + done.stderr
+    except subprocess.TimeoutExpired:
+        text = f"not done after {LIMIT} s"
     found = re.findall(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)", text)
     problems = [int(a or b) for a, b in found]
     return {
@@ -105,7 +112,9 @@ def main(words: list[str]) -> None:
         return
     for family in FAMILIES.values():  # compiled now, so that the compiler is not what is checked
         family()
-    rows = [check(family, tool) for family in FAMILIES for tool in TOOLS]
+    checks = [(family, tool) for family in FAMILIES for tool in TOOLS]
+    with ThreadPoolExecutor(len(checks)) as pool:
+        rows = list(pool.map(lambda one: check(*one), checks))
     write_json(Path(words[0]), {"check": "compute-sanitizer", "runs": rows, "environment": environment()})
 
 

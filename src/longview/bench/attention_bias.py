@@ -29,17 +29,19 @@ def _measure(sequences: int, length: int, heads: int, dim: int, rounds: int) -> 
         torch.randn(total, heads, dim, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
     )
     d_out = torch.randn_like(v)
-    tables = [torch.zeros(heads, size, device="cuda", requires_grad=True) for size in (min(length, 4096), BUCKETS)]
+    position, time = (
+        torch.zeros(heads, size, device="cuda", requires_grad=True) for size in (min(length, 4096), BUCKETS)
+    )
     stamps = torch.randint(0, 10**4, (total,), device="cuda").view(sequences, length).cumsum(1).flatten()
 
     def pass_of(backend: Any, biased: bool) -> Callable[[], object]:
         def call() -> tuple[Tensor, ...]:
-            bias = RelativeBias(*tables, stamps) if biased else None
+            bias = RelativeBias(position, time, stamps) if biased else None
             out = semi_local_attention(
                 q, k, v, offsets, MaskSpec.causal(),
                 scale_length=float(length), bias=bias, max_length=length, backend=backend,
             )  # fmt: skip
-            return torch.autograd.grad(out, [q, k, v, *(tables if biased else ())], d_out)
+            return torch.autograd.grad(out, [q, k, v, *((position, time) if biased else ())], d_out)
 
         return call
 

@@ -56,9 +56,8 @@ def default_settings() -> list[Setting]:
     """Return the quoted settings."""
     causal, prefix = ("meta", "sdpa"), ("flex",)
     found = [equal(1024, 128, 0, 0, "sdpa", "dense"), *(equal(n, 128, 0, 0, *causal) for n in (4096, 16384))]
-    found += [equal(1024, 128, 256, 128, *prefix, "dense"), equal(4096, 128, 256, 128, *prefix)]
-    found += [equal(4096, 128, 1024, 512, *prefix), equal(16384, 128, 256, 128, *prefix)]
-    found += [equal(16384, 128, 1024, 512, *prefix)]
+    found += [equal(1024, 128, 256, 128, "dense"), equal(4096, 128, 256, 128), equal(4096, 128, 1024, 512)]
+    found += [equal(16384, 128, 256, 128, *prefix), equal(16384, 128, 1024, 512, *prefix)]
     found += [equal(n, 128, 512, 256) for n in (8192, 16384, 65536)] + [equal(8192, 64, 512, 256), equal(8192, 64)]
     return found + jagged_settings()
 

@@ -98,7 +98,7 @@ def sdpa_causal(inputs: Inputs) -> Attention:
 
 def flex(inputs: Inputs, mask: MaskSpec) -> Attention:
     """Return FlexAttention, compiled: softmax over the same mask, skipping the same blocks."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     window, prefix, longest = mask.local_window, mask.global_size, inputs.longest
 
@@ -106,11 +106,13 @@ def flex(inputs: Inputs, mask: MaskSpec) -> Attention:
         near = (row - col < window) | (col < prefix) if window else row >= 0
         return (col <= row) & near
 
+    torch._dynamo.reset()  # each mask is compiled anew, and after a few torch would quietly stop compiling
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
     blocks = create_block_mask(visible, None, None, longest, longest, device="cuda")
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (_heads_first(x, longest) for x in (q, k, v))
-        return _tokens_first(_compiled_flex()(q, k, v, block_mask=blocks))
+        return _tokens_first(compiled(q, k, v, block_mask=blocks))
 
     return attend
 
@@ -176,10 +178,3 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, *, visible: Tensor, alpha: float, sc
 @cache
 def _compiled_dense() -> Any:
     return torch.compile(_dense)
-
-
-@cache
-def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)

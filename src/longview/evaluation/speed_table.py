@@ -76,11 +76,39 @@ def _attention(result: Result) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _attention_gpu(result: Result) -> list[tuple[str, str, str]]:
+    rows = []
+    for one in result["settings"]:
+        rates = {
+            name: " / ".join(f"{row[kind]['tflops']:.0f}" for kind in ("forward", "backward"))
+            for name, row in one["providers"].items()
+        }
+        ours = f"{rates.pop('ours')} TFLOP/s"
+        beside = "; ".join(f"{name}: {rate}" for name, rate in rates.items())
+        rows.append((f"attention, {one['name']}, forward / backward", ours, beside))
+    scored = result["candidates"]
+    what = f"{scored['users']} users × {scored['candidates']:,} candidates on {scored['history']:,} events, one layer"
+    return [*rows, (what, f"{scored['microseconds']:.0f} µs", "")]
+
+
+def _step(result: Result) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"training step, 8 layers of width 512, {one['length']:,} events, {one['attention']}",
+            f"{one['tokens_per_second'] / 1e6:.2f} M events/s, MFU {one['mfu']:.0%}",
+            "" if one["times_faster_than_full"] == 1 else f"{one['times_faster_than_full']:.1f} × full causal",
+        )
+        for one in result["steps"]
+    ]
+
+
 ROWS: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "train": _train,
     "prepare": _prepare,
     "recommend": _recommend,
     "attention": _attention,
+    "attention on a GPU": _attention_gpu,
+    "training step on a GPU": _step,
 }
 
 

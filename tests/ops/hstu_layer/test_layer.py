@@ -48,6 +48,14 @@ class TestAgainstTheReference:
         case = layer(tokens=7).rounded(torch.float16, torch.float16)
         assert max(errors(case.fused(torch.float16), case.reference()).values()) < 2e-3
 
+    def test_a_float32_stream_under_autocast_is_normalised_before_it_is_rounded(self) -> None:
+        case = layer(tokens=7)
+        case = replace(case, z=case.z + 30.0).rounded(torch.float32, torch.float16)
+        with torch.autocast(DEVICE, torch.float16):
+            found = case.fused(torch.float32)
+        assert found["out"].dtype == torch.float32
+        assert errors(found, case.reference())["out"] < 2e-3
+
     @needs_gpu
     @pytest.mark.parametrize("norm", ["row", "head"])
     @pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])

@@ -98,13 +98,14 @@ class Tables:
         if stamps is not None and stamps.numel():
             # Only differences count. 31 bits of seconds are 68 years.
             stamps = (stamps - stamps.min()).clamp(max=2**31 - 1).to(torch.int32)
-        kept = (None if x is None else x.detach().float().contiguous() for x in (bias.position, bias.time))
-        return cls(*kept, stamps)
+        position, time = (None if x is None else x.detach().float().contiguous() for x in (bias.position, bias.time))
+        return cls(position, time, stamps)
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Distances and time buckets, 0 without."""
-        return tuple(0 if x is None else x.shape[1] for x in (self.position, self.time))  # type: ignore[return-value]
+        distances, buckets = (0 if x is None else x.shape[1] for x in (self.position, self.time))
+        return distances, buckets
 
     def pointers(self, unused: Tensor) -> list[Tensor]:
         return [unused if x is None else x for x in (self.position, self.time, self.stamps)]

@@ -150,7 +150,7 @@ def project(
     z (T, K) contiguous, T at least 1; 16-byte rows everywhere. Statistics are computed unless given.
     """
     (rows, width), (columns, product) = z_TK.shape, (len(folded.weight), folded.weight.dtype)
-    tiling = tiling or default_tiling(product, width, roomy(z_TK.device))
+    tiling = tiling or default_tiling(product, width, save_pre, roomy(z_TK.device))
     x, normed, convert = z_TK, None, z_TK.dtype != product
     if statistics is None or save_normed or convert:
         statistics, normed = normalise(z_TK, epsilon, statistics, product if save_normed or convert else None)
@@ -170,8 +170,8 @@ def project(
     return Projected(uvqk, pre, normed if save_normed else None, statistics)
 
 
-def default_tiling(product: torch.dtype, width: int, large: bool = True) -> Tiling:
-    """Return the tiling for a product of this dtype; `large`: with 227 KB of shared memory.
+def default_tiling(product: torch.dtype, width: int, save: bool = False, large: bool = True) -> Tiling:
+    """Return the tiling for a product of this dtype; `save`: of both results; `large`: with 227 KB of shared memory.
 
     Over a short inner dimension the epilogue weighs more: two small programs on a multiprocessor hide each other's.
     """
@@ -181,7 +181,8 @@ def default_tiling(product: torch.dtype, width: int, large: bool = True) -> Tili
         return Tiling(128, 128, 32, 8, 2, group=8, parts=2)
     if width <= 512:
         return Tiling(128, 128, 64, 4, 3, resident=2, flatten=True, parts=2)
-    return Tiling(128, 256, 64, 8, 3, resident=1, flatten=True, parts=2)
+    # One pipeline over all tiles needs registers that storing both results does not leave.
+    return Tiling(128, 256, 64, 8, 3, resident=1, flatten=not save, parts=2)
 
 
 def signature(tiling: Tiling, product: str = "bf16", save: bool = False) -> dict[str, str]:
@@ -203,7 +204,7 @@ def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, 
     types = dict.fromkeys(("weight", "bias", "gamma", "beta", "row_sum", "shift"), "*fp32")
     found.append(("fold", fold_kernel, {**types, "folded": "*bf16", "K": "i32"}, {"BLOCK": 512}, {"num_warps": 4}))
     for width, normed, save in itertools.product((512, 1024), (False, True), (False, True)):
-        tiling = default_tiling(torch.bfloat16, width)
+        tiling = default_tiling(torch.bfloat16, width, save)
         sizes = {"N": 4 * width, "K": width, "ACTIVATED": 4 * width, "NORMED": normed, "TANH": True, "SAVE": save}
         constants = {**tiling.constants(), **sizes, **({} if save else {"pre": None})}
         name = f"project {width}{' normed' if normed else ''}{' save' if save else ''}"
