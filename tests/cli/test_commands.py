@@ -101,7 +101,8 @@ def test_config_prints_what_train_takes(longview: Longview, tmp_path: Path) -> N
     )
 
 
-def test_doctor_says_what_runs_and_why_the_rest_does_not(longview: Longview) -> None:
+def test_doctor_says_what_runs_and_why_the_rest_does_not(longview: Longview, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # as the tests of the kernels set it
     found = json.loads(longview("doctor", "--json").stdout)
     attention = found["kernels"]["attention on cpu"]
     assert attention["chosen"] == "cpu"

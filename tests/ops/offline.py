@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+SHARED = 232448  # bytes of shared memory that a program may take on Hopper
+
 
 def compiled(module: str) -> list[dict[str, Any]]:
     """Return a row for each shipped configuration of `module`: name, registers, stack, shared, wgmma."""
@@ -26,6 +28,8 @@ def compiled(module: str) -> list[dict[str, Any]]:
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     rows: list[dict[str, Any]] = json.loads(done.stdout)
+    too_large = [row for row in rows if row["shared"] > SHARED]
+    assert not too_large, too_large
     return rows
 
 
@@ -46,7 +50,8 @@ def _compile(
     types = dict(zip(kernel.arg_names, (kind.removesuffix(":16") for kind in given), strict=True))
     source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return {"name": name, **_usage(built.asm["cubin"]), "wgmma": built.asm["ptx"].count("wgmma.mma_async")}
+    usage = {**_usage(built.asm["cubin"]), "shared": built.metadata.shared}
+    return {"name": name, **usage, "wgmma": built.asm["ptx"].count("wgmma.mma_async")}
 
 
 def _usage(cubin: bytes) -> dict[str, int]:
@@ -59,8 +64,8 @@ def _usage(cubin: bytes) -> dict[str, int]:
         text = subprocess.run(
             [str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
-    return {"registers": found["REG"], "stack": found["STACK"] + found["LOCAL"], "shared": found["SHARED"]}
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return {"registers": found["REG"], "stack": found["STACK"] + found["LOCAL"]}
 
 
 if __name__ == "__main__":

@@ -52,16 +52,13 @@ def bench_step(json: Path | None = None, *, rounds: int = 10, lengths: tuple[int
         InputError: no GPU, or fewer than one round.
     """
     require_gpu("step")
-    rows = [row for length in lengths for row in _measure(length, rounds)]
-    result = {
-        "benchmark": "training step on a GPU",
-        "method": METHOD,
-        "rounds": rounds,
-        "steps": rows,
-        "recompute": _recompute(4096, rounds),
-        "clocks": clocks(),
-        "environment": environment(),
-    }
+    result: dict[str, Any] = {"benchmark": "training step on a GPU", "method": METHOD, "rounds": rounds, "steps": []}
+    result["environment"] = environment()
+    for length in lengths:
+        result["steps"] += _measure(length, rounds)
+        if json is not None:  # what is measured is kept, whatever comes
+            write_json(json, result)
+    result |= {"recompute": _recompute(4096, rounds), "clocks": clocks()}
     if json is not None:
         write_json(json, result)
     return result
@@ -114,9 +111,12 @@ def _recompute(length: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for name, window, prefix in (("full causal", 0, 0), (f"semi-local {WINDOW}/{PREFIX}", WINDOW, PREFIX)):
         kinds = ("none", "cheap", "all")
-        graphs = {kind: _captured(_step(length, window, prefix, recompute=kind)) for kind in kinds}
+        steps = {
+            kind: _step(length, window, prefix, recompute=kind) for kind in kinds
+        }  # a graph keeps none of it alive
+        graphs = {kind: _captured(step) for kind, step in steps.items()}
         timings = device_interleaved({kind: graph.replay for kind, graph in graphs.items()}, rounds=rounds)
-        del graphs
+        del graphs, steps
         kept = {kind: _kept(length, window, prefix, kind) for kind in kinds}
         for kind in kinds:
             rows.append(

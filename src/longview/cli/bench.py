@@ -54,7 +54,7 @@ def layer_bench(rounds: Rounds = 20, json: JsonFile = None) -> None:
     """Time the fused HSTU layer on a GPU beside bare matrix products, eager and compiled torch."""
     from longview.bench.layer import bench_layer
 
-    _deliver(bench_layer(rounds=rounds), json)
+    _deliver(bench_layer(json, rounds=rounds), json)
 
 
 @bench_app.command("loss")
@@ -72,7 +72,7 @@ def step_bench(
     """Time whole training steps of a large model on a GPU, and say where the time goes."""
     from longview.bench.step import bench_step
 
-    _deliver(bench_step(rounds=rounds), json)
+    _deliver(bench_step(json, rounds=rounds), json)
 
 
 @bench_app.command("recommend")
@@ -151,7 +151,8 @@ def _deliver(result: dict[str, Any], file: Path | None) -> None:
 
 
 def _command(words: list[str]) -> str:
-    """Return the command line; where somebody keeps other projects is nobody's business."""
+    """Return the command line; where somebody keeps files is nobody's business."""
     private = {"--peer-python": "PYTHON", "--peer-checkout": "DIR"}
     hidden = [private.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+    hidden = [Path(word).name if word.startswith("/") else word for word in hidden]
     return " ".join(["longview", *hidden])

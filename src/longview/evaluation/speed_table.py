@@ -76,12 +76,18 @@ def _attention(result: Result) -> list[tuple[str, str, str]]:
     return rows
 
 
+UNFUSED = 5.0  # TFLOP/s; below, FlexAttention has fallen back to its unfused form, which is no comparison
+
+
 def _attention_gpu(result: Result) -> list[tuple[str, str, str]]:
+    if "window against full causal" not in result:
+        return []  # a run that was cut short
     rows = []
     for one in result["settings"]:
         rates = {
             name: " / ".join(f"{row[kind]['tflops']:.0f}" for kind in ("forward", "backward"))
             for name, row in one["providers"].items()
+            if row["forward"]["tflops"] >= UNFUSED
         }
         ours = f"{rates.pop('ours')} TFLOP/s"
         beside = "; ".join(f"{name}: {rate}" for name, rate in rates.items())

@@ -211,7 +211,7 @@ def test_it_is_an_operator_that_compilers_see() -> None:
 def test_every_shipped_configuration_compiles_for_hopper() -> None:
     """No spills but a few scalars outside the loops, where every register is taken; products on the matrix units."""
     rows = compiled("longview.ops.attention.triton_shipped")
-    assert len(rows) == 36
+    assert len(rows) == 45
     for row in rows:
         assert row["stack"] <= 32, row
         assert row["wgmma"] > 0, row

@@ -45,10 +45,10 @@ def value_and_gradients(loss: Loss, queries: Tensor, items: Tensor, *rest: Any, 
     return [value.detach(), *torch.autograd.grad(value, (queries, items))]
 
 
-def assert_close(found: list[Tensor], expected: list[Tensor], allowed: float = 1e-5) -> None:
-    """`allowed` is relative to the norm; what is exactly zero may be off by the last digit of a logit."""
+def assert_close(found: list[Tensor], expected: list[Tensor], allowed: float = 1e-5, least: float = 1e-6) -> None:
+    """`allowed` is relative to the norm; what is exactly zero may be off by `least`, the last digit of a logit."""
     for a, b in zip(found, expected, strict=True):
-        assert (a.double() - b).norm() <= allowed * b.norm() + 1e-6
+        assert (a.double() - b).norm() <= allowed * b.norm() + least
 
 
 def double(*values: Any) -> list[Any]:
@@ -90,7 +90,9 @@ class TestFull:
         queries, targets = items[:6] * 160, torch.arange(6, device=DEVICE) + (0 if best else 6)
         found = value_and_gradients(full_softmax_loss, queries, items, targets, path=path)
         assert all(value.isfinite().all() for value in found)
-        assert_close(found, value_and_gradients(reference.full_softmax_loss, *double(queries, items), targets))
+        expected = value_and_gradients(reference.full_softmax_loss, *double(queries, items), targets)
+        # The last digit of a logit of 160 is 1.5e-5, and queries of that length multiply it in the gradient.
+        assert_close(found, expected, least=3e-4)
 
     def test_a_target_outside_the_catalogue_is_not_hidden(self, path: Any) -> None:
         queries, items, targets = problem(9, 30, 20)

@@ -196,7 +196,10 @@ def _backward_keys(d_k: Tensor, d_v: Tensor, d_out: Tensor, q: Tensor, k: Tensor
 
 def _blocks(kernel: Kernel, call: Call, q: Tensor, v: Tensor) -> Blocks:
     padded = max(padded_dim(q.shape[2]), padded_dim(v.shape[2]))
-    return blocks_for(kernel, call.batch.mask, padded, q.element_size(), biased=any(call.tables.sizes))
+    shape = call.batch.shape
+    average = shape.total / max(shape.batch, 1)
+    biased = any(call.tables.sizes)
+    return blocks_for(kernel, call.batch.mask, padded, q.element_size(), biased=biased, average=average)
 
 
 def _strides(tensors: tuple[Tensor, ...]) -> list[int]:

@@ -33,11 +33,21 @@ def _shipped() -> Iterator[Shipped]:
             for mask in MASKS:
                 yield one(name, kernel, dim, mask)
             yield one(name, kernel, dim, MASKS[0], distances=200, buckets=64)
+            yield one(name, kernel, dim, MASKS[0], average=1024)
 
 
-def one(name: Kernel, kernel: Any, dim: int, mask: MaskSpec, distances: int = 0, buckets: int = 0) -> Shipped:
+def one(
+    name: Kernel,
+    kernel: Any,
+    dim: int,
+    mask: MaskSpec,
+    *,
+    distances: int = 0,
+    buckets: int = 0,
+    average: float = float("inf"),
+) -> Shipped:
     """Return the configuration that `blocks_for` gives bf16 heads of `dim`, with bias tables of the given sizes."""
-    blocks = blocks_for(name, mask, dim, 2, biased=distances + buckets > 0)
+    blocks = blocks_for(name, mask, dim, 2, biased=distances + buckets > 0, average=average)
     constants = {
         "M": mask,
         "CONTEXT": False,

@@ -36,7 +36,7 @@ _TABLE: dict[tuple[Kernel, int], dict[Reach, Blocks]] = {
         "all": Blocks(128, 64, 8, 3, True),
     },
     ("forward", 128): {
-        "short": Blocks(64, 64, 4, 3, True),
+        "short": Blocks(64, 32, 4, 3, True),
         "window": Blocks(64, 64, 4, 3),
         "all": Blocks(64, 64, 4, 3),
     },
@@ -76,6 +76,9 @@ _TABLE: dict[tuple[Kernel, int], dict[Reach, Blocks]] = {
         "all": Blocks(32, 64, 8, 2),
     },
 }
+# Full attention over short sequences: few tiles a block, so wide blocks and one loop.
+BRIEF = 2048  # tokens of the average sequence, up to which that holds
+_BRIEF: dict[tuple[Kernel, int], Blocks] = {("forward", 128): Blocks(128, 64, 8, 3, True)}
 # A relative bias wants registers of its own: for its gathers, and to gather its gradient.
 _BIASED: dict[tuple[Kernel, int], Blocks] = {
     ("forward", 64): Blocks(64, 64, 4, 2),
@@ -99,10 +102,18 @@ def reach_of(mask: MaskSpec) -> Reach:
     return "short" if mask.local_window + mask.global_size <= SHORT else "window"
 
 
-def blocks_for(kernel: Kernel, mask: MaskSpec, padded: int, itemsize: int, *, biased: bool) -> Blocks:
-    """Return the block sizes of `kernel` for heads of `padded` numbers of `itemsize` bytes."""
+def blocks_for(
+    kernel: Kernel, mask: MaskSpec, padded: int, itemsize: int, *, biased: bool = False, average: float = float("inf")
+) -> Blocks:
+    """Return the block sizes of `kernel` for heads of `padded` numbers of `itemsize` bytes.
+
+    `average` is the length of a sequence; the longest one the host does not know.
+    """
     if itemsize > 2:
         return _SINGLE
     if biased:
         return _BIASED[kernel, max(padded, 64)]
-    return _TABLE[kernel, max(padded, 64)][reach_of(mask)]
+    key, reach = (kernel, max(padded, 64)), reach_of(mask)
+    if reach == "all" and average <= BRIEF and key in _BRIEF:
+        return _BRIEF[key]
+    return _TABLE[key][reach]

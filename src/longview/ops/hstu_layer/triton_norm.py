@@ -18,7 +18,7 @@ from torch import Tensor
 
 from longview.ops.hstu_layer.tiling import Walk
 
-FORWARD = Walk(elements=4096, warps=4)
+FORWARD = Walk(elements=2048, warps=1)
 BACKWARD = Walk(elements=1024, warps=4, resident=8)  # few programs, so that few partial sums remain
 
 Statistics = tuple[Tensor, Tensor]

@@ -25,7 +25,7 @@ from longview.ops.hstu_layer.tiling import Tiling, Walk, roomy
 from longview.ops.hstu_layer.triton_norm import Statistics
 from longview.ops.hstu_layer.triton_numerics import halves_of, kept, tile_of
 
-FORWARD = Walk(elements=1024, warps=2)
+FORWARD = Walk(elements=1024, warps=1)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def output(z_TD: Tensor, gated_TG: Tensor, weight: Tensor, bias: Tensor, tiling:
     z and the gated rows (T, G) contiguous; `weight` (D, G) in the dtype of the gated rows.
     """
     (rows, width), inner = z_TD.shape, gated_TG.shape[1]
-    tiling = tiling or default_tiling(gated_TG.dtype, width, roomy(z_TD.device))
+    tiling = tiling or default_tiling(gated_TG.dtype, width, roomy(z_TD.device), z_TD.dtype)
     result = torch.empty_like(z_TD)
     output_kernel[(tiling.programs(rows, width, z_TD.device),)](
         TensorDescriptor.from_tensor(gated_TG, [tiling.rows, tiling.depth]),
@@ -143,8 +143,12 @@ def output(z_TD: Tensor, gated_TG: Tensor, weight: Tensor, bias: Tensor, tiling:
     return result
 
 
-def default_tiling(product: torch.dtype, width: int, large: bool = True) -> Tiling:
+def default_tiling(
+    product: torch.dtype, width: int, large: bool = True, stream: torch.dtype = torch.bfloat16
+) -> Tiling:
     """Return the tiling for a product of this dtype; `large`: with 227 KB of shared memory.
+
+    A float32 `stream` leaves in smaller parts: residual and result take twice the room.
 
     Narrow layers move more bytes a multiplication: two small programs on a multiprocessor hide each other's residual.
     """
@@ -154,7 +158,7 @@ def default_tiling(product: torch.dtype, width: int, large: bool = True) -> Tili
         return Tiling(128, 128, 32, 8, 2, group=8, parts=2)
     if width <= 512:
         return Tiling(128, 128, 64, 4, 3, parts=2)
-    return Tiling(128, 256, 64, 8, 3, resident=1, flatten=True, parts=2)
+    return Tiling(128, 256, 64, 8, 3, resident=1, flatten=True, parts=4 if stream == torch.float32 else 2)
 
 
 def signature(tiling: Tiling, stream: str = "bf16", product: str = "bf16") -> dict[str, str]:
@@ -180,8 +184,8 @@ def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, 
         sizes = {"GROUPS": groups, "R": FORWARD.rows(width), "WP": width, "DROP": True}
         found.append((f"gate {width}", gate_kernel, types, sizes, {"num_warps": FORWARD.warps}))
     for width in (512, 1024):
-        tiling = default_tiling(torch.bfloat16, width)
-        for stream in ("bf16", "fp32"):
+        for stream, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+            tiling = default_tiling(torch.bfloat16, width, stream=dtype)
             constants = {**tiling.constants(), "N": width, "K": width}
             row = (f"output {width} {stream}", output_kernel, signature(tiling, stream), constants, tiling.launch())
             found.append(row)
