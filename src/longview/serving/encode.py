@@ -25,7 +25,9 @@ def encode(model: VectorRecommender, histories: Histories, device: torch.device)
 
     def vectors(job: Job) -> Part:
         rows, batch = job
-        with torch.inference_mode():  # in each thread: a new one does not inherit it
+        # In each thread: a new one does not inherit it. GPU kernels keep their work lists with tensors that count
+        # their changes, which those of inference mode do not.
+        with torch.inference_mode(device.type == "cpu"), torch.no_grad():
             return rows, model.user_vectors(batch.to(device)).float()
 
     found: Tensor | None = None

@@ -160,6 +160,17 @@ class TestProperties:
         assert not q.is_contiguous()
         assert all(map(torch.equal, run(replace(batch, q=q, k=k, v=v), self.MASK), run(batch, self.MASK)))
 
+    def test_inference_mode_gives_the_same_bits(self) -> None:
+        batch = case(LENGTHS)
+        c, _, t = torch.tensor(batch.lengths).unbind(1)
+        with torch.inference_mode():
+            moved, offsets = on_device(batch), batch.offsets.clone().to(DEVICE)
+            found = semi_local_attention(
+                moved.q, moved.k, moved.v, offsets, self.MASK, alpha=0.7, scale_length=5.0,
+                context_lengths=c.to(DEVICE), target_lengths=t.to(DEVICE), backend="triton",
+            )  # fmt: skip
+        assert torch.equal(found.cpu(), run(batch, self.MASK)[0])
+
     def test_an_empty_batch(self) -> None:
         assert run(case([]), self.MASK)[0].shape == (0, 2, 8)
         assert run(case([0, 0]), self.MASK)[0].shape == (0, 2, 8)

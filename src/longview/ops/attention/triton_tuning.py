@@ -1,8 +1,7 @@
 """Block sizes of the kernels: a table measured on an H200, keyed by head dimension and by how many keys a row sees.
 
 A short window wants low blocks (a block computes (K1 + K2 + BM) / (K1 + K2) times what is useful); a wide head wants
-more warps, or its accumulators do not fit the registers. Nothing is tuned at run time unless asked
-(`longview bench attention --tune`), so the first call never stalls.
+more warps, or its accumulators do not fit the registers. Nothing is tuned at run time, so the first call never stalls.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from longview.ops.embedding import reference
 from longview.ops.embedding.path import Path, path_for
 
 
-class RowwiseOptimiser:
+class RowwiseOptimiser(ABC):
     """Common part: a table (V, D), and `step(ids, grads)`, which sums repeated ids before it moves their rows.
 
     Both optimisers differ from their dense namesakes: a row that no lookup touched keeps its weights, its moments and
@@ -82,8 +83,9 @@ class RowwiseOptimiser:
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
 
+    @abstractmethod
     def _update(self, ids: Tensor, grads: Tensor) -> None:
-        raise NotImplementedError
+        """Move the rows; `steps` counts this one."""
 
     def _generator(self) -> torch.Generator:
         """Return the stream of the next step's rounding, which depends on the seed and the step alone."""
