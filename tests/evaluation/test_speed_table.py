@@ -44,3 +44,16 @@ def test_a_row_for_each_figure(tmp_path: Path) -> None:
 
 def test_no_files_no_table(tmp_path: Path) -> None:
     assert "No measurements" in speed_table(tmp_path)
+
+
+def test_a_table_for_each_machine(tmp_path: Path) -> None:
+    gpu = {**ENVIRONMENT, "accelerator": "a GPU", "triton": "3.6"}
+    times = {"ours": {"median_ms": 1.234}, "torch, compiled": {"median_ms": 2.0}}
+    layer = {"width": 512, "tokens": 131072, "layer_forward": times, "layer_forward_and_backward": times}
+    result = {"benchmark": "fused HSTU layer on a GPU", "shapes": [layer], "environment": gpu, "command": "layer"}
+    (tmp_path / "layer.json").write_text(json.dumps(result))
+    (tmp_path / "train.json").write_text(json.dumps(TRAIN))
+    table = speed_table(tmp_path)
+    assert "**a GPU, Python 3.11, torch 2.13, Triton 3.6**" in table
+    assert "| HSTU layer of width 512, 131,072 events, forward | **1.23 ms** | torch, compiled: 2.00 ms |" in table
+    assert table.index("Made by `layer`") < table.index("**CPU, 2 threads")

@@ -115,7 +115,9 @@ def main(words: list[str]) -> None:
     checks = [(family, tool) for family in FAMILIES for tool in TOOLS]
     with ThreadPoolExecutor(len(checks)) as pool:
         rows = list(pool.map(lambda one: check(*one), checks))
-    write_json(Path(words[0]), {"check": "compute-sanitizer", "runs": rows, "environment": environment()})
+    command = f"python -m tests.ops.sanitize {words[0]}"
+    result = {"check": "compute-sanitizer", "command": command, "runs": rows, "environment": environment()}
+    write_json(Path(words[0]), result)
 
 
 if __name__ == "__main__":

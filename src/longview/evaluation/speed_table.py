@@ -12,22 +12,24 @@ HEAD = "| what | Longview | beside it, in the same run | from |\n|---|---|---|--
 
 
 def speed_table(results: Path) -> str:
-    """Return the Markdown table of every benchmark file in `results`, with the machines they ran on below it."""
-    lines: list[str] = []
-    machines: dict[str, None] = {}
+    """Return Markdown: a table for each machine that benchmark files in `results` ran on, and the commands."""
+    rows: dict[str, list[str]] = {}
+    commands: dict[str, list[str]] = {}
     for path in sorted(Path(results).glob("*.json")):
         value = json.loads(path.read_text(encoding="utf-8"))
-        rows = ROWS.get(value.get("benchmark", "")) if isinstance(value, dict) else None
-        if rows is None:
+        rows_of = ROWS.get(value.get("benchmark", "")) if isinstance(value, dict) else None
+        if rows_of is None:
             continue
-        source = f"[{path.name}](results/{path.name})"
-        if "command" in value:
-            source += f": `{value['command']}`"
-        lines += [f"| {what} | **{ours}** | {other} | {source} |" for what, ours, other in rows(value)]
-        machines[_machine(value["environment"])] = None
-    if not lines:
+        machine, source = _machine(value["environment"]), f"[{path.name}](results/{path.name})"
+        found = [f"| {what} | **{ours}** | {other} | {source} |" for what, ours, other in rows_of(value)]
+        rows.setdefault(machine, []).extend(found)
+        commands.setdefault(machine, []).append(f"`{value['command']}`" if "command" in value else source)
+    if not rows:
         return "_No measurements yet._"
-    return "\n".join([HEAD, *lines, "", f"Measured on: {'; '.join(machines)}."])
+    return "\n\n".join(
+        "\n".join([f"**{machine}**", "", HEAD, *lines, "", f"Made by {', '.join(commands[machine])}."])
+        for machine, lines in rows.items()
+    )
 
 
 def _train(result: Result) -> list[tuple[str, str, str]]:
@@ -68,11 +70,13 @@ def _recommend(result: Result) -> list[tuple[str, str, str]]:
 def _attention(result: Result) -> list[tuple[str, str, str]]:
     rows = []
     for one in result["settings"]:
-        ours = one["providers"]["ours"]
-        for key in ("forward", "forward and backward"):
-            rate = f"{ours[key]['gflops']:.0f} GFLOP/s ({ours[key]['of_matmul']:.0%} of a matrix product)"
-            faster = one["times_faster"]["SDPA, causal softmax"][key]
-            rows.append((f"attention, {one['name']}, {key}", rate, f"{faster:.1f} × as fast as causal SDPA (softmax)"))
+        ours = [one["providers"]["ours"][key] for key in ("forward", "forward and backward")]
+        rate = " / ".join(f"{row['gflops']:.0f}" for row in ours)
+        share = " / ".join(f"{row['of_matmul']:.0%}" for row in ours)
+        faster = " / ".join(f"{times:.1f}" for times in one["times_faster"]["SDPA, causal softmax"].values())
+        what = f"attention, {one['name']}, forward / forward and backward"
+        rate = f"{rate} GFLOP/s ({share} of a matrix product)"
+        rows.append((what, rate, f"{faster} × as fast as causal SDPA (softmax)"))
     return rows
 
 
@@ -108,6 +112,33 @@ def _step(result: Result) -> list[tuple[str, str, str]]:
     ]
 
 
+def _layer(result: Result) -> list[tuple[str, str, str]]:
+    rows = []
+    for one in result["shapes"]:
+        for key, kind in (("layer_forward", "forward"), ("layer_forward_and_backward", "forward and backward")):
+            times = {name: f"{row['median_ms']:.2f} ms" for name, row in one[key].items()}
+            what = f"HSTU layer of width {one['width']}, {one['tokens']:,} events, {kind}"
+            rows.append((what, times.pop("ours"), "; ".join(f"{name}: {time}" for name, time in times.items())))
+    return rows
+
+
+def _loss(result: Result) -> list[tuple[str, str, str]]:
+    def cell(row: Result) -> str:
+        return f"{row['median_ms']:.1f} ms, {row['peak_mib']:,.0f} MiB"
+
+    rows = []
+    for one in result["full"]:
+        beside = one["providers"].get("compiled cross_entropy")
+        what = f"full softmax, {one['queries']:,} queries, {one['items']:,} items, width {one['width']}"
+        other = "" if beside is None else f"compiled cross-entropy: {cell(beside)}"
+        rows.append((what, cell(one["providers"]["default"]), other))
+    for one in result["update"]:
+        ours, others = one["providers"]["row-wise AdamW"], ("torch sparse gradient, SparseAdam",)
+        what = f"update of {one['rows']:,} rows of width {one['width']}, {one['lookups']:,} lookups"
+        rows.append((what, cell(ours), "; ".join(f"{name}: {cell(one['providers'][name])}" for name in others)))
+    return rows
+
+
 ROWS: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "train": _train,
     "prepare": _prepare,
@@ -115,6 +146,8 @@ ROWS: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "attention": _attention,
     "attention on a GPU": _attention_gpu,
     "training step on a GPU": _step,
+    "fused HSTU layer on a GPU": _layer,
+    "softmax losses and table updates on a GPU": _loss,
 }
 
 
@@ -125,8 +158,7 @@ def _seconds(peer: Result | None, key: str) -> str:
 
 
 def _machine(environment: Result) -> str:
-    accelerator = f", {environment['accelerator']}" if environment.get("accelerator") else ""
-    return (
-        f"{environment['processor']}, {environment['threads']} threads{accelerator}, "
-        f"Python {environment['python']}, torch {environment['torch']}"
-    )
+    processor = f"{environment['processor']}, {environment['threads']} threads"
+    gpu = environment.get("accelerator")
+    versions = f"Python {environment['python']}, torch {environment['torch']}"
+    return f"{gpu}, {versions}, Triton {environment['triton']}" if gpu else f"{processor}, {versions}"
