@@ -1,4 +1,4 @@
-"""The fused layer as the model calls it, with the attention kernels inside, against the layer operation by operation."""
+"""The fused layer as the model calls it, attention kernels inside, against the layer operation by operation."""
 
 from __future__ import annotations
 
