@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 
 def main() -> None:
     """Run `longview`."""
+    # Read when torch is loaded. Threads that wait for work by spinning take the cores from those that have some: from
+    # our attention, and from other programs, whose company then slows training ten times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from longview.cli.app import app
 
     app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -48,8 +49,10 @@ def time_rectools(python: Path, data: PreparedData, run: RunConfig, *, threads: 
         log, out = Path(scratch) / "log.csv", Path(scratch) / "out.json"
         _write_training_log(data, log)
         command = [str(python), str(RECTOOLS), str(log), str(out), str(epochs), json.dumps(settings)]
+        # How threads wait is a choice of our command line (`longview.cli.main`); the other project gets its own.
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch, env=environment)
         except OSError as error:
             raise InputError(
                 f"--peer-python {python}: {error.strerror}; give an interpreter that has RecTools"
