@@ -8,7 +8,7 @@ import os
 def main() -> None:
     """Run `longview`."""
     # Read when torch is loaded. Threads that wait for work by spinning take the cores from those that have some: from
-    # our attention, and from other programs, whose company then slows training ten times.
+    # our attention, and beside another busy program from each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from longview.cli.app import app
 
