@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -32,6 +33,11 @@ def why_no_triton(device: torch.device | str) -> str | None:
         if capability < LEAST_CAPABILITY:
             return f"this GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 (Ampere)"
     return None
+
+
+def on_device_of(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Return the context in which kernels on `x` are launched: its GPU, which need not be the current one."""
+    return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
 
 
 def padded_dim(dim: int) -> int:

@@ -26,6 +26,8 @@ from longview.ops.embedding import (
 from tests.ops.offline import compiled
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Against torch's own optimisers: a GPU rounds products and quotients of the moments in another order.
+TORCHS = {"rtol": 1e-4, "atol": 1e-5} if DEVICE == "cuda" else {"rtol": 1e-5, "atol": 1e-6}
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 PATHS: list[Literal["torch", "triton"]] = ["torch", "triton"]
 ROWS = 12
@@ -163,7 +165,7 @@ class TestOptimisers:
             dense.grad = exact_sums(ids, grads).float()
             ours.step(ids, grads)
             theirs.step()
-        torch.testing.assert_close(table, dense.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(table, dense.detach(), **TORCHS)
 
     @pytest.mark.parametrize("path", PATHS)
     def test_without_decay_it_is_torchs_sparse_adam(self, path: Any) -> None:
@@ -180,7 +182,7 @@ class TestOptimisers:
             theirs.step()
             other.grad = None
         assert table.grad is None
-        torch.testing.assert_close(table, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(table, other, **TORCHS)
 
     @pytest.mark.parametrize("make", OPTIMISERS)
     @pytest.mark.parametrize("ids", IDS.values(), ids=IDS.keys())

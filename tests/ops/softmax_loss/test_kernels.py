@@ -91,8 +91,8 @@ class TestFull:
         found = value_and_gradients(full_softmax_loss, queries, items, targets, path=path)
         assert all(value.isfinite().all() for value in found)
         expected = value_and_gradients(reference.full_softmax_loss, *double(queries, items), targets)
-        # The last digit of a logit of 160 is 1.5e-5, and queries of that length multiply it in the gradient.
-        assert_close(found, expected, least=3e-4)
+        # On a GPU the last digit of a logit of 160, 1.5e-5, is lost, and queries of that length multiply it.
+        assert_close(found, expected, least=3e-4 if DEVICE == "cuda" else 1e-6)
 
     def test_a_target_outside_the_catalogue_is_not_hidden(self, path: Any) -> None:
         queries, items, targets = problem(9, 30, 20)

@@ -23,7 +23,7 @@ from longview.ops.attention.triton_backward import (
 from longview.ops.attention.triton_forward import attention_forward
 from longview.ops.attention.triton_tuning import Blocks, Kernel, blocks_for
 from longview.ops.attention.work import KeyItems, Shape, key_items, row_items
-from longview.ops.kernels import interpreted, padded_dim
+from longview.ops.kernels import interpreted, on_device_of, padded_dim
 
 SLICE = 2048  # rows of a slice of a block of keys that all rows see
 SUM_ROWS = 16  # keys that one program adds up
@@ -151,10 +151,11 @@ def attention_forward_into(out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: C
     if not items.shape[0]:
         return
     tensors = (q, k, v, out)
-    attention_forward[(items.shape[0] * q.shape[1],)](
-        *tensors, items, *call.tables.pointers(out), *_strides(tensors), *call.scalars,
-        **_constants(call.batch, q, v, blocks), **call.tables.constants(), **_options(blocks),
-    )  # fmt: skip
+    with on_device_of(q):  # which may not be the current GPU
+        attention_forward[(items.shape[0] * q.shape[1],)](
+            *tensors, items, *call.tables.pointers(out), *_strides(tensors), *call.scalars,
+            **_constants(call.batch, q, v, blocks), **call.tables.constants(), **_options(blocks),
+        )  # fmt: skip
 
 
 def attention_backward_into(
@@ -162,8 +163,9 @@ def attention_backward_into(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Write the gradients of `q`, `k` and `v` to `grads`; return those of the bias tables, float32, where there are."""
     d_q, d_k, d_v = grads
-    tables = _backward_rows(d_q, d_out, q, k, v, call)
-    _backward_keys(d_k, d_v, d_out, q, k, v, call)
+    with on_device_of(q):
+        tables = _backward_rows(d_q, d_out, q, k, v, call)
+        _backward_keys(d_k, d_v, d_out, q, k, v, call)
     return tables
 
 

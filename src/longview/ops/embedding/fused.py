@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longview.ops.embedding import triton_segments as kernels
 from longview.ops.embedding.dedup import Segments, group_ids
-from longview.ops.kernels import padded_dim
+from longview.ops.kernels import on_device_of, padded_dim
 
 
 class Rule(NamedTuple):
@@ -86,7 +86,7 @@ def _launch(segments: Segments, table: Tensor, state: tuple[Tensor, ...], grads:
     sizes = {"WIDTH": width, "PADDED": padded, "num_warps": kernels.WARPS}
     flags = {"RULE": rule.number, "STOCHASTIC": table.dtype == torch.bfloat16 and moves}
     settings = (*rule[1:], kernels.LIMIT)
-    with torch.cuda.device_of(table):
+    with on_device_of(table):
         at_once = kernels.segments_at_once(padded)
         kernels.sum_short[(-(-n // at_once),)](
             grads, order, unique, offsets, count, table, first, second, *settings, **flags, SEGMENTS=at_once, **sizes

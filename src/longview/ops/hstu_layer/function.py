@@ -22,6 +22,7 @@ from longview.ops.hstu_layer.triton_backward import gate_backward, silu_backward
 from longview.ops.hstu_layer.triton_norm import normalise_backward
 from longview.ops.hstu_layer.triton_output import Gate, gate_forward, output
 from longview.ops.hstu_layer.triton_project import Folded, fold, project
+from longview.ops.kernels import on_device_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class FusedLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, z_TD: Tensor, *tensors: Tensor) -> Tensor:
         parameters, s = LayerParameters(*tensors), call.settings
-        with torch.autocast(z_TD.device.type, enabled=False):
+        with torch.autocast(z_TD.device.type, enabled=False), on_device_of(z_TD):
             folded = _folded(parameters, call)
             keep = call.differentiated
             keep_pre = keep and not s.recompute_uvqk
@@ -65,7 +66,7 @@ class FusedLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(d_out.device.type, enabled=False):
+        with torch.autocast(d_out.device.type, enabled=False), on_device_of(d_out):
             return _gradients(ctx.call, ctx.saved_tensors, d_out.contiguous())
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longview.ops.kernels import on_device_of
 from longview.ops.softmax_loss import triton_blocks as kernels
 from longview.ops.softmax_loss.numerics import matmul_dtype, product, refuse_second_derivative
 from longview.ops.softmax_loss.triton_tile import LOG2_E, Tile
@@ -49,7 +50,7 @@ class BlockedFullSoftmaxLoss(torch.autograd.Function):
             setup = Setup() if low.itemsize == 2 else Setup((kernels.WIDE_TILE, kernels.WIDE_TILE))
         problem = _Problem(query_nd, item_Vd, targets, 1 / temperature, label_smoothing, setup)
         mean_d = items.mean(0, dtype=torch.float32) if label_smoothing else None
-        with torch.cuda.device_of(queries):
+        with on_device_of(queries):
             losses, logs = problem.losses(mean_d)
         ctx.save_for_backward(query_nd, item_Vd, targets, logs, mean_d)
         ctx.settings = 1 / temperature, label_smoothing, setup, queries.dtype, items.dtype
@@ -61,7 +62,7 @@ class BlockedFullSoftmaxLoss(torch.autograd.Function):
         query_nd, item_Vd, targets, logs, mean_d = ctx.saved_tensors
         *settings, query_dtype, item_dtype = ctx.settings
         need_queries, need_items = ctx.needs_input_grad[:2]
-        with torch.cuda.device_of(query_nd), torch.autocast(query_nd.device.type, enabled=False):
+        with on_device_of(query_nd), torch.autocast(query_nd.device.type, enabled=False):
             problem = _Problem(query_nd, item_Vd, targets, *settings)
             grad_nd = torch.zeros_like(query_nd, dtype=torch.float32) if need_queries else None
             grad_Vd = torch.empty_like(item_Vd, dtype=item_dtype) if need_items else None

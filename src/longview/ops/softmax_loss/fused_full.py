@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longview.ops.kernels import padded_dim
+from longview.ops.kernels import on_device_of, padded_dim
 from longview.ops.softmax_loss import triton_full as kernels
 from longview.ops.softmax_loss.numerics import matmul_dtype, refuse_second_derivative
 from longview.ops.softmax_loss.triton_tile import LOG2_E, Tile, split
@@ -44,7 +44,7 @@ class FusedFullSoftmaxLoss(torch.autograd.Function):
         mean_d = items.mean(0, dtype=torch.float32) if label_smoothing else None
         need_queries, need_items = ctx.needs_input_grad[:2]
         targets = targets.contiguous()
-        with torch.cuda.device_of(queries):
+        with on_device_of(queries):
             parts = _forward(problem, query_nd, item_Vd, need_queries)
             grad = torch.empty_like(queries, memory_format=torch.contiguous_format) if need_queries else None
             losses, logs = _finish(problem, query_nd, item_Vd, targets, mean_d, parts, grad)
@@ -58,7 +58,7 @@ class FusedFullSoftmaxLoss(torch.autograd.Function):
         grad_queries, *saved = ctx.saved_tensors
         grad_items = None
         if saved:
-            with torch.cuda.device_of(grads[0]):
+            with on_device_of(grads[0]):
                 grad_items = _grad_items(ctx.problem, ctx.item_dtype, grads[0].float(), *saved)
         if grad_queries is not None:
             grad_queries = grad_queries * grads[0].to(grad_queries.dtype)

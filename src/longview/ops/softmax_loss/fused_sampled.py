@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from longview.ops.embedding import sparse_gradient, sum_by_id
-from longview.ops.kernels import padded_dim
+from longview.ops.kernels import on_device_of, padded_dim
 from longview.ops.softmax_loss import triton_sampled as kernels
 from longview.ops.softmax_loss.numerics import matmul_dtype, refuse_second_derivative
 from longview.ops.softmax_loss.sampled import Sample
@@ -51,7 +51,7 @@ class FusedSampledSoftmaxLoss(torch.autograd.Function):
         problem = _Problem.of(queries, negatives, 1 / temperature, low, gather, tiles)
         need = any(ctx.needs_input_grad[:2])
         query_nd, mixes = queries.to(low), torch.empty_like(queries, dtype=torch.float32) if need else None
-        with torch.cuda.device_of(queries):
+        with on_device_of(queries):
             wanted = _target_logits(problem, queries, items, targets, target_log_q)
             losses, logs, shares = _forward(
                 problem, query_nd, source, targets, wanted, Sample(negatives, negative_log_q, None), mixes
@@ -70,7 +70,7 @@ class FusedSampledSoftmaxLoss(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             found[0] = grad_queries * grads[0].to(grad_queries.dtype)
         if ctx.needs_input_grad[1]:
-            with torch.cuda.device_of(grads[0]):
+            with on_device_of(grads[0]):
                 ids, rows = _grad_rows(ctx.problem, grads[0].float(), *saved)
                 found[1] = (sparse_gradient if ctx.sparse else sum_by_id)(ids, rows, *ctx.like)
         return (*found, None, None, None, None, None)

@@ -17,8 +17,7 @@ PATHS: tuple[Path, ...] = ("blocked", "triton", "triton-blocked")
 
 MAX_WIDTH = 512  # the registers of a program hold no wider accumulator
 # Up to these widths the kernels that keep logits in registers are taken where nothing else was asked for. The wider
-# the vectors, the less of a tile fits beside its accumulator: on an H200 (16,384 queries, 100,000 items, forward and
-# backward) they take 3.5 ms at width 128 where a compiled cross-entropy takes 9.6, and 23.4 against 13.8 at 512.
+# the vectors, the less of a tile fits beside its accumulator (`results/gpu-loss.json`, widths 128 and 512).
 DEFAULT_WIDTH: dict[Kind, int] = {"full": 256, "sampled": 512}
 
 
