@@ -18,9 +18,12 @@ from torch import Tensor
 from longview.errors import InputError, suggestion
 from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.mask import MaskSpec
+from longview.ops.attention.triton_tuning import Blocks, ChosenBlocks
 from longview.ops.kernels import why_no_triton
 
 __all__ = [
+    "Blocks",
+    "ChosenBlocks",
     "MaskSpec",
     "RelativeBias",
     "available_backends",
@@ -49,6 +52,7 @@ def semi_local_attention(
     bias: RelativeBias | None = None,
     max_length: int | None = None,
     backend: Backend | None = None,
+    blocks: ChosenBlocks | None = None,
 ) -> Tensor:
     """Return pointwise attention over the keys each row sees; no softmax, no normaliser but a constant.
 
@@ -67,7 +71,8 @@ def semi_local_attention(
         bias: relative bias added before SiLU.
         max_length: the longest sequence where the caller knows it (saves a GPU a synchronisation), or None.
         backend: None = the device's own: `cpu` on the CPU, `triton` on a GPU (`dense` for what the kernels do not do:
-            a bias, float64, heads wider than 256). `reference` is the definition.
+            float64, heads wider than 256). `reference` is the definition.
+        blocks: block sizes of the kernels, as `longview bench tune` finds them; None = those that ship.
 
     Returns:
         (total, heads, d_v), dtype of v.
@@ -93,6 +98,7 @@ def semi_local_attention(
     chosen = backend or _default(q, v, bias)
     more: dict[str, Any] = {"max_length": max_length} if chosen == "dense" else {}
     if chosen == "triton":
+        more = {"chosen": blocks or ChosenBlocks()}
         refusal = _why_no_kernel(q, v, bias)
         if refusal is not None:
             raise InputError(f"attention: backend 'triton' cannot do this: {refusal}; leave backend out")

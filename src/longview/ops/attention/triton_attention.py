@@ -19,10 +19,12 @@ from longview.ops.attention.mask import MaskSpec
 from longview.ops.attention.triton_launch import (
     Call,
     Tables,
+    attention_backward_before_silu_into,
     attention_backward_into,
     attention_forward_into,
     batch_of,
 )
+from longview.ops.attention.triton_tuning import SHIPPED, Blocks, ChosenBlocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +34,20 @@ class LayerAttention:
     call: Call
 
     @classmethod
-    def of(cls, offsets: Tensor, total: int, mask: MaskSpec, alpha: float, scale_length: float) -> LayerAttention:
-        return cls(Call(batch_of(offsets, total, mask, None, None), alpha, scale_length))
+    def of(
+        cls,
+        offsets: Tensor,
+        total: int,
+        mask: MaskSpec,
+        alpha: float,
+        scale_length: float,
+        *,
+        context_lengths: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+        chosen: ChosenBlocks = SHIPPED,
+    ) -> LayerAttention:
+        batch = batch_of(offsets, total, mask, context_lengths, target_lengths)
+        return cls(Call(batch, alpha, scale_length, chosen=chosen))
 
     def forward(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
         out = torch.empty(v_THD.shape, dtype=v_THD.dtype, device=v_THD.device)
@@ -44,6 +58,17 @@ class LayerAttention:
         self, d_a_THD: Tensor, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, out: tuple[Tensor, Tensor, Tensor]
     ) -> None:
         attention_backward_into(out, d_a_THD, q_THD, k_THD, v_THD, self.call)
+
+    def backward_before_silu(
+        self,
+        d_a_THD: Tensor,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        before: tuple[Tensor, Tensor, Tensor],
+        out: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        return attention_backward_before_silu_into(out, before, d_a_THD, q_THD, k_THD, v_THD, self.call)
 
 
 def triton_attention(
@@ -58,12 +83,13 @@ def triton_attention(
     context_lengths: Tensor | None = None,
     target_lengths: Tensor | None = None,
     bias: RelativeBias | None = None,
+    chosen: ChosenBlocks = SHIPPED,
 ) -> Tensor:
     """Return `semi_local_attention` of tensors on a GPU (or, in Triton's interpreter, on the CPU); differentiable."""
     bias = bias or RelativeBias()
     stamps = None if bias.time is None else bias.timestamps
     found: Tensor = torch.ops.longview.semi_local_attention(
-        q, k, v, offsets, _encoded(mask), alpha, scale_length, context_lengths, target_lengths,
+        q, k, v, offsets, _encoded(mask, chosen), alpha, scale_length, context_lengths, target_lengths,
         bias.position, bias.time, stamps,
     )  # fmt: skip
     return found
@@ -107,9 +133,10 @@ def _attention(
 ) -> Tensor:
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    batch = batch_of(offsets, q.shape[0], _decoded(mask), context_lengths, target_lengths)
+    spec, chosen = _decoded(mask)
+    batch = batch_of(offsets, q.shape[0], spec, context_lengths, target_lengths)
     tables = Tables.of(RelativeBias(position, time, timestamps))
-    attention_forward_into(out, q, k, v, Call(batch, alpha, scale_length, tables))
+    attention_forward_into(out, q, k, v, Call(batch, alpha, scale_length, tables, chosen))
     return out
 
 
@@ -136,9 +163,10 @@ def _attention_backward(
 ) -> list[Tensor]:
     d_out, q, k, v = (_rows_contiguous(x) for x in (d_out, q, k, v))
     d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    batch = batch_of(offsets, q.shape[0], _decoded(mask), context_lengths, target_lengths)
+    spec, chosen = _decoded(mask)
+    batch = batch_of(offsets, q.shape[0], spec, context_lengths, target_lengths)
     tables = Tables.of(RelativeBias(position, time, timestamps))
-    found = attention_backward_into((d_q, d_k, d_v), d_out, q, k, v, Call(batch, alpha, scale_length, tables))
+    found = attention_backward_into((d_q, d_k, d_v), d_out, q, k, v, Call(batch, alpha, scale_length, tables, chosen))
     given = zip(found, (position, time), strict=True)
     return [d_q, d_k, d_v, *(d.to(x.dtype) for d, x in given if d is not None and x is not None)]
 
@@ -172,10 +200,11 @@ def _rows_contiguous(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _encoded(mask: MaskSpec) -> str:
-    return json.dumps(dataclasses.asdict(mask))
+def _encoded(mask: MaskSpec, chosen: ChosenBlocks) -> str:
+    return json.dumps([dataclasses.asdict(mask), dataclasses.asdict(chosen)])
 
 
 @lru_cache(maxsize=64)
-def _decoded(mask: str) -> MaskSpec:
-    return MaskSpec(**json.loads(mask))
+def _decoded(text: str) -> tuple[MaskSpec, ChosenBlocks]:
+    mask, chosen = json.loads(text)
+    return MaskSpec(**mask), ChosenBlocks(**{name: x and Blocks(**x) for name, x in chosen.items()})

@@ -16,23 +16,24 @@ import triton.language as tl
 from longview.ops.attention.triton_bias import add_bias, collect_position, collect_time
 from longview.ops.attention.triton_forward import column_tiles, edge_tile
 from longview.ops.attention.triton_mask import key_stop, pick, row_stop, rows_of_keys, tiles_of, visible
-from longview.ops.attention.triton_tile import entry, load_rows, silu_and_slope, store_rows
+from longview.ops.attention.triton_tile import before_silu, entry, load_rows, silu_and_slope, store_rows, store_sum
 
 
 @triton.jit
 def attention_backward_rows(
-    q, k, v, d_out, d_q, items, position, time, stamps, part_position, part_time, slant,
+    q, k, v, d_out, d_q, items, position, time, stamps, part_position, part_time, slant, pre_q, column_q,
     q_token, q_head, k_token, k_head, v_token, v_head, d_out_token, d_out_head, d_q_token, d_q_head,
-    half_alpha, scale,
+    half_alpha, scale, sum_token,
     M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
     HEADS: tl.constexpr, D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
-    P: tl.constexpr, B: tl.constexpr, PADDED: tl.constexpr,
+    P: tl.constexpr, B: tl.constexpr, PADDED: tl.constexpr, SLOPED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, JOINED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write `d_q`, and this program's share of the bias gradients; arguments as in `attention_forward`.
 
     `part_position` (programs, P), zero at first, `part_time` (programs, B), and `slant` (programs, BM, 2 max(BM, BN)),
-    memory to work in, are float32. PADDED is B rounded up to a power of two.
+    memory to work in, are float32. PADDED is B rounded up to a power of two. With SLOPED q is SiLU(`pre_q`), laid out
+    like `d_q`, which gets the gradient before SiLU; row `item` of `column_q` gets the sum over the block's rows.
     """
     item, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     first, begin, n, c, e = entry(items, item, CONTEXT, TARGETS)
@@ -97,7 +98,12 @@ def attention_backward_rows(
         if B > 0:
             time_sum = collect_time(time_sum, d_z_MN, rows, columns, n, stamps, B, PADDED)
         sum_MD = tl.dot(d_z_MN.to(k_ND.dtype), k_ND, sum_MD, input_precision=PRECISION)
-    store_rows(d_q, first, stop, d_q_token, sum_MD * (2 * half_alpha * scale), BM, D_QK, P_QK)
+    sum_MD *= 2 * half_alpha * scale
+    if SLOPED:
+        pre_q += begin * d_q_token + head * d_q_head
+        sum_MD = before_silu(sum_MD, pre_q, first, stop, d_q_token, BM, D_QK, P_QK, FAST)
+        store_sum(column_q + item.to(tl.int64) * sum_token + head * D_QK, sum_MD, D_QK, P_QK)
+    store_rows(d_q, first, stop, d_q_token, sum_MD, BM, D_QK, P_QK)
     if B > 0:
         slots = tl.arange(0, PADDED)
         tl.store(part_time + tl.program_id(0).to(tl.int64) * B + slots, time_sum, mask=slots < B)
@@ -105,18 +111,19 @@ def attention_backward_rows(
 
 @triton.jit
 def attention_backward_keys(
-    q, k, v, d_out, d_k, d_v, part_k, part_v, items, position, time, stamps,
+    q, k, v, d_out, d_k, d_v, part_k, part_v, items, position, time, stamps, pre_k, pre_v, column_k, column_v,
     q_token, q_head, k_token, k_head, v_token, v_head, d_out_token, d_out_head,
     d_k_token, d_k_head, d_v_token, d_v_head,
-    half_alpha, scale,
+    half_alpha, scale, sum_token,
     M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr,
     HEADS: tl.constexpr, D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
-    P: tl.constexpr, B: tl.constexpr,
+    P: tl.constexpr, B: tl.constexpr, SLOPED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, JOINED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write `d_k` and `d_v`, or where a block is sliced its share to `part_k` and `part_v`.
 
-    `items` as `work.key_items`; `part_*` (slots, heads, BN, D) float32; other arguments as in `attention_forward`.
+    `items` as `work.key_items`; `part_*` (slots, heads, BN, D) float32; SLOPED as in `attention_backward_rows`; other
+    arguments as in `attention_forward`.
     """
     item, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     first, begin, n, c, e = entry(items, item, CONTEXT, TARGETS)
@@ -193,6 +200,14 @@ def attention_backward_keys(
     begin = tl.load(items + 8 * item + 1, volatile=True).to(tl.int64)
     slot = tl.load(items + 8 * item + 7, volatile=True)
     if slot < 0:
+        if SLOPED:
+            pre_k += begin * d_k_token + head * d_k_head
+            pre_v += begin * d_v_token + head * d_v_head
+            sum_k_ND = before_silu(sum_k_ND, pre_k, first, stop, d_k_token, BN, D_QK, P_QK, FAST)
+            sum_v_ND = before_silu(sum_v_ND, pre_v, first, stop, d_v_token, BN, D_V, P_V, FAST)
+            mine = item.to(tl.int64) * sum_token
+            store_sum(column_k + mine + head * D_QK, sum_k_ND, D_QK, P_QK)
+            store_sum(column_v + mine + head * D_V, sum_v_ND, D_V, P_V)
         d_k += begin * d_k_token + head * d_k_head
         d_v += begin * d_v_token + head * d_v_head
         store_rows(d_k, first, stop, d_k_token, sum_k_ND, BN, D_QK, P_QK)
@@ -205,15 +220,16 @@ def attention_backward_keys(
 
 @triton.jit
 def attention_backward_sum(
-    part_k, part_v, d_k, d_v, sums,
-    d_k_token, d_k_head, d_v_token, d_v_head,
+    part_k, part_v, d_k, d_v, sums, pre_k, pre_v, column_k, column_v,
+    d_k_token, d_k_head, d_v_token, d_v_head, sum_token,
     M: tl.constexpr, CONTEXT: tl.constexpr, TARGETS: tl.constexpr, HEADS: tl.constexpr,
     D_QK: tl.constexpr, D_V: tl.constexpr, P_QK: tl.constexpr, P_V: tl.constexpr,
-    BN: tl.constexpr, ROWS: tl.constexpr,
+    BN: tl.constexpr, ROWS: tl.constexpr, SLOPED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Add up the slices of each sliced block of keys, oldest rows first, and write `d_k` and `d_v`.
 
-    `sums` as `work.key_items`; a program takes ROWS (a divisor of BN) of a block's keys.
+    `sums` as `work.key_items`; a program takes ROWS (a divisor of BN) of a block's keys. With SLOPED it writes row
+    (block, share) of `column_k` and `column_v`.
     """
     SHARES: tl.constexpr = BN // ROWS
     pid = tl.program_id(0)
@@ -229,6 +245,14 @@ def attention_backward_sum(
         place = ((slot + i) * HEADS + head).to(tl.int64) * BN + share * ROWS
         sum_k += load_rows(part_k + place * D_QK, first * 0, ROWS, D_QK, ROWS, D_QK, P_QK, False)
         sum_v += load_rows(part_v + place * D_V, first * 0, ROWS, D_V, ROWS, D_V, P_V, False)
+    if SLOPED:
+        pre_k += begin * d_k_token + head * d_k_head
+        pre_v += begin * d_v_token + head * d_v_head
+        sum_k = before_silu(sum_k, pre_k, first + share * ROWS, stop, d_k_token, ROWS, D_QK, P_QK, FAST)
+        sum_v = before_silu(sum_v, pre_v, first + share * ROWS, stop, d_v_token, ROWS, D_V, P_V, FAST)
+        mine = (block * SHARES + share).to(tl.int64) * sum_token
+        store_sum(column_k + mine + head * D_QK, sum_k, D_QK, P_QK)
+        store_sum(column_v + mine + head * D_V, sum_v, D_V, P_V)
     d_k += begin * d_k_token + head * d_k_head
     d_v += begin * d_v_token + head * d_v_head
     store_rows(d_k, first + share * ROWS, stop, d_k_token, sum_k, ROWS, D_QK, P_QK)

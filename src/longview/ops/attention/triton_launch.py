@@ -21,7 +21,7 @@ from longview.ops.attention.triton_backward import (
     attention_backward_sum,
 )
 from longview.ops.attention.triton_forward import attention_forward
-from longview.ops.attention.triton_tuning import Blocks, Kernel, blocks_for
+from longview.ops.attention.triton_tuning import SHIPPED, Blocks, ChosenBlocks, Kernel, blocks_for
 from longview.ops.attention.work import KeyItems, Shape, key_items, row_items
 from longview.ops.kernels import interpreted, on_device_of, padded_dim
 
@@ -65,13 +65,15 @@ def batch_of(
 ) -> Batch:
     """Return the work of a batch; the same one for the same (unchanged) tensors, so that layers make it once.
 
-    Tensors made in inference mode get new work every time: `torch.no_grad` is faster.
+    Tensors made in inference mode get new work every time: `torch.no_grad` is faster. Work made while a CUDA graph is
+    captured is made again in every replay, and is of no use outside it.
     """
     given = (offsets, context, targets, query_offsets)
     shape = (offsets, context, targets, total, query_offsets, total_queries)
     if any(x is not None and x.is_inference() for x in given):  # they count no changes, so none would be noticed
         return _made(mask, *shape)
-    key = (total, total_queries, mask, *((None if x is None else (id(x), x._version)) for x in given))
+    capturing = offsets.is_cuda and torch.cuda.is_current_stream_capturing()
+    key = (capturing, total, total_queries, mask, *((None if x is None else (id(x), x._version)) for x in given))
     found = _recent.get(key)
     if found is not None and all(x is None or ref() is x for x, ref in zip(given, found[1], strict=True)):
         return found[0]
@@ -132,12 +134,13 @@ class Tables:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a pass has besides its inputs: the work, the factors of scores and sum, and the bias."""
+    """What a pass has besides its inputs: the work, the factors of scores and sum, the bias, and chosen block sizes."""
 
     batch: Batch
     alpha: float
     scale_length: float
     tables: Tables = Tables()
+    chosen: ChosenBlocks = SHIPPED
 
     @property
     def scalars(self) -> tuple[float, float]:
@@ -164,14 +167,60 @@ def attention_backward_into(
     """Write the gradients of `q`, `k` and `v` to `grads`; return those of the bias tables, float32, where there are."""
     d_q, d_k, d_v = grads
     with on_device_of(q):
-        tables = _backward_rows(d_q, d_out, q, k, v, call)
-        _backward_keys(d_k, d_v, d_out, q, k, v, call)
+        tables = backward_rows_into(d_q, d_out, q, k, v, call)
+        backward_keys_into(d_k, d_v, d_out, q, k, v, call)
     return tables
 
 
-def _backward_rows(
-    d_q: Tensor, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call
+def attention_backward_before_silu_into(
+    grads: tuple[Tensor, Tensor, Tensor],
+    before: tuple[Tensor, Tensor, Tensor],
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: Call,
+) -> Tensor:
+    """Write the gradients of what SiLU made q, k and v of; return their sums over the tokens.
+
+    `before` (q, k, v before SiLU) has the strides of `grads`. The sums, float32 (H * (D_v + 2 D_qk),), are those of v,
+    q and k. One pass over the gradients is saved, and they are rounded once instead of twice.
+    """
+    d_q, d_k, d_v = grads
+    if any(x.stride() != d.stride() for x, d in zip(before, grads, strict=True)):
+        raise ValueError("attention: gradients and what they are of must be laid out alike")
+    heads, wide, keys_blocks = q.shape[1], v.shape[1] * v.shape[2], _blocks("keys", call, q, v)
+    work = call.batch.keys(keys_blocks.keys, keys_blocks.rows)
+    rows = call.batch.rows(_blocks("rows", call, q, v).rows).shape[0]
+    slots = max(rows, work.items.shape[0] + work.sums.shape[0] * (keys_blocks.keys // SUM_ROWS) * bool(work.slots))
+    columns = torch.zeros(slots, wide + 2 * heads * q.shape[2], dtype=torch.float32, device=q.device)
+    of_v, of_q, of_k = torch.split(columns, [wide, heads * q.shape[2], heads * q.shape[2]], dim=1)
+    with on_device_of(q):
+        backward_rows_into(d_q, d_out, q, k, v, call, Sloped(before[0:1], (of_q,)))
+        backward_keys_into(d_k, d_v, d_out, q, k, v, call, Sloped(before[1:], (of_k, of_v)))
+    return columns.sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sloped:
+    """What a backward pass needs to go on through SiLU: its inputs, and a row for the sums of each program."""
+
+    before: tuple[Tensor, ...]
+    columns: tuple[Tensor, ...]
+
+
+def _sloped(sloped: Sloped | None, unused: Tensor, count: int, start: int = 0) -> tuple[list[Tensor], int]:
+    """Return the kernels' pointers, sums from row `start` on, and the stride of the sums."""
+    if sloped is None:
+        return [unused] * 2 * count, 0
+    columns = sloped.columns
+    return [*sloped.before, *(x[start:] for x in columns)], columns[0].stride(0)
+
+
+def backward_rows_into(
+    d_q: Tensor, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call, sloped: Sloped | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
+    """Write the gradient of `q` to `d_q`; return those of the bias tables."""
     heads, (distances, buckets) = q.shape[1], call.tables.sizes
     blocks = _blocks("rows", call, q, v)
     items = call.batch.rows(blocks.rows)
@@ -180,10 +229,12 @@ def _backward_rows(
     slant = 2 * blocks.rows * max(blocks.rows, blocks.keys) * bool(distances)
     if programs:
         tensors = (q, k, v, d_out, d_q)
+        slopes, sum_token = _sloped(sloped, d_q, 1)
         attention_backward_rows[(programs,)](
             *tensors, items, *call.tables.pointers(d_q), *parts, d_q.new_empty(programs, slant, dtype=torch.float32),
-            *_strides(tensors), *call.scalars, **_constants(call.batch, q, v, blocks), **call.tables.constants(),
-            PADDED=padded_dim(max(buckets, 1)), **_options(blocks),
+            *slopes, *_strides(tensors), *call.scalars, sum_token, **_constants(call.batch, q, v, blocks),
+            **call.tables.constants(), PADDED=padded_dim(max(buckets, 1)), SLOPED=sloped is not None,
+            **_options(blocks),
         )  # fmt: skip
     position, time = (
         part.view(-1, heads, part.shape[1]).sum(0) / call.scale_length if part.shape[1] else None for part in parts
@@ -191,7 +242,17 @@ def _backward_rows(
     return position, time
 
 
-def _backward_keys(d_k: Tensor, d_v: Tensor, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call) -> None:
+def backward_keys_into(
+    d_k: Tensor,
+    d_v: Tensor,
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: Call,
+    sloped: Sloped | None = None,
+) -> None:
+    """Write the gradients of `k` and `v` to `d_k` and `d_v`."""
     blocks = _blocks("keys", call, q, v)
     work = call.batch.keys(blocks.keys, blocks.rows)
     if not work.items.shape[0]:
@@ -200,15 +261,17 @@ def _backward_keys(d_k: Tensor, d_v: Tensor, d_out: Tensor, q: Tensor, k: Tensor
     shape = (work.slots, heads, blocks.keys)
     parts = [torch.empty(*shape, x.shape[2], dtype=torch.float32, device=q.device) for x in (k, v)]
     tensors = (q, k, v, d_out, d_k, d_v)
+    slopes, sum_token = _sloped(sloped, d_k, 2)
     attention_backward_keys[(work.items.shape[0] * heads,)](
-        *tensors, *parts, work.items, *call.tables.pointers(d_k), *_strides(tensors), *call.scalars,
-        **constants, **call.tables.constants(), **_options(blocks),
+        *tensors, *parts, work.items, *call.tables.pointers(d_k), *slopes, *_strides(tensors), *call.scalars, sum_token,
+        **constants, **call.tables.constants(), SLOPED=sloped is not None, **_options(blocks),
     )  # fmt: skip
     if work.slots:
-        names = ("M", "CONTEXT", "TARGETS", "HEADS", "D_QK", "D_V", "P_QK", "P_V", "BN")
+        names = ("M", "CONTEXT", "TARGETS", "HEADS", "D_QK", "D_V", "P_QK", "P_V", "BN", "FAST")
+        slopes, sum_token = _sloped(sloped, d_k, 2, work.items.shape[0])
         attention_backward_sum[(work.sums.shape[0] * heads * (blocks.keys // SUM_ROWS),)](
-            *parts, d_k, d_v, work.sums, *_strides((d_k, d_v)), **{name: constants[name] for name in names},
-            ROWS=SUM_ROWS, num_warps=4,
+            *parts, d_k, d_v, work.sums, *slopes, *_strides((d_k, d_v)), sum_token,
+            **{name: constants[name] for name in names}, ROWS=SUM_ROWS, SLOPED=sloped is not None, num_warps=4,
         )  # fmt: skip
 
 
@@ -217,7 +280,8 @@ def _blocks(kernel: Kernel, call: Call, q: Tensor, v: Tensor) -> Blocks:
     shape = call.batch.shape
     average = shape.total / max(shape.batch, 1)
     biased = any(call.tables.sizes)
-    return blocks_for(kernel, call.batch.mask, padded, q.element_size(), biased=biased, average=average)
+    mask, chosen = call.batch.mask, call.chosen
+    return blocks_for(kernel, mask, padded, q.element_size(), biased=biased, average=average, chosen=chosen)
 
 
 def _strides(tensors: tuple[Tensor, ...]) -> list[int]:

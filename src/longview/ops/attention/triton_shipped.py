@@ -34,6 +34,8 @@ def _shipped() -> Iterator[Shipped]:
                 yield one(name, kernel, dim, mask)
             yield one(name, kernel, dim, MASKS[0], distances=200, buckets=64)
             yield one(name, kernel, dim, MASKS[0], average=1024)
+            if name != "forward":
+                yield one(name, kernel, dim, MASKS[1], sloped=True)
 
 
 def one(
@@ -45,6 +47,7 @@ def one(
     distances: int = 0,
     buckets: int = 0,
     average: float = float("inf"),
+    sloped: bool = False,
 ) -> Shipped:
     """Return the configuration that `blocks_for` gives bf16 heads of `dim`, with bias tables of the given sizes."""
     blocks = blocks_for(name, mask, dim, 2, biased=distances + buckets > 0, average=average)
@@ -65,10 +68,16 @@ def one(
         "FAST": True,
         "PRECISION": "tf32",
     }
+    if name != "forward":
+        constants["SLOPED"] = sloped
     if name == "rows":
         constants["PADDED"] = 64
     signature = {argument: _type(argument) for argument in kernel.arg_names if argument not in constants}
-    title = f"{name} {dim} {mask.local_window}/{mask.global_size}" + (" bias" if distances else "")
+    title = (
+        f"{name} {dim} {mask.local_window}/{mask.global_size}"
+        + (" bias" if distances else "")
+        + (" sloped" if sloped else "")
+    )
     return title, kernel, signature, constants, {"num_warps": blocks.warps, "num_stages": blocks.stages}
 
 
@@ -77,6 +86,8 @@ def _type(argument: str) -> str:
         return "fp32"
     if argument.endswith(("_token", "_head")):
         return "i32:16"
-    if argument.startswith("part_"):
+    if argument == "sum_token":
+        return "i32:16"
+    if argument.startswith(("part_", "column_")):
         return "*fp32"
     return POINTERS.get(argument, "*bf16")

@@ -82,3 +82,20 @@ def store_rows(base, first, stop, stride, values, ROWS: tl.constexpr, DIM: tl.co
     if DIM < PADDED:
         inside &= dims[None, :] < DIM
     tl.store(pointers, values.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def before_silu(
+    grads, pre, first, stop, stride, ROWS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, FAST: tl.constexpr
+):
+    """Return the gradients (ROWS, PADDED) of SiLU's input, whose rows `first:stop` are at `pre`, from its output's."""
+    half = load_rows(pre, first, stop, stride, ROWS, DIM, PADDED, True).to(tl.float32) * 0.5
+    value, slope = silu_and_slope(half, FAST)
+    return grads * slope
+
+
+@triton.jit
+def store_sum(base, values, DIM: tl.constexpr, PADDED: tl.constexpr):
+    """Write the sum over the rows of `values` (rows, PADDED)."""
+    dims = tl.arange(0, PADDED)
+    tl.store(base + dims, tl.sum(values, 0), mask=dims < DIM)

@@ -1,11 +1,13 @@
 """Block sizes of the kernels: a table measured on an H200, keyed by head dimension and by how many keys a row sees.
 
 A short window wants low blocks (a block computes (K1 + K2 + BM) / (K1 + K2) times what is useful); a wide head wants
-more warps, or its accumulators do not fit the registers. Nothing is tuned at run time, so the first call never stalls.
+more warps, or its accumulators do not fit the registers. Nothing is tuned at run time, so the first call never stalls;
+who has another GPU or shape measures once (`longview bench tune`) and gives the result with the call (`ChosenBlocks`).
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +28,17 @@ class Blocks:
     stages: int
     joined: bool = False
 
+
+@dataclass(frozen=True, slots=True)
+class ChosenBlocks:
+    """Blocks that go before the table, for each kernel; None = the table's."""
+
+    forward: Blocks | None = None
+    rows: Blocks | None = None
+    keys: Blocks | None = None
+
+
+SHIPPED = ChosenBlocks()
 
 # By kernel and the larger of the padded head dimensions, for operands of two bytes.
 _TABLE: dict[tuple[Kernel, int], dict[Reach, Blocks]] = {
@@ -102,12 +115,22 @@ def reach_of(mask: MaskSpec) -> Reach:
 
 
 def blocks_for(
-    kernel: Kernel, mask: MaskSpec, padded: int, itemsize: int, *, biased: bool = False, average: float = float("inf")
+    kernel: Kernel,
+    mask: MaskSpec,
+    padded: int,
+    itemsize: int,
+    *,
+    biased: bool = False,
+    average: float = float("inf"),
+    chosen: ChosenBlocks = SHIPPED,
 ) -> Blocks:
     """Return the block sizes of `kernel` for heads of `padded` numbers of `itemsize` bytes.
 
     `average` is the length of a sequence; the longest one the host does not know.
     """
+    given: Blocks | None = getattr(chosen, kernel)
+    if given is not None:
+        return given
     if itemsize > 2:
         return _SINGLE
     if biased:
@@ -116,3 +139,14 @@ def blocks_for(
     if reach == "all" and average <= BRIEF and key in _BRIEF:
         return _BRIEF[key]
     return _TABLE[key][reach]
+
+
+def candidates(kernel: Kernel, padded: int) -> list[Blocks]:
+    """Return what is worth measuring for `kernel` and operands of two bytes: what leaves its sums in registers."""
+    found = []
+    for rows, keys, warps, stages in itertools.product((32, 64, 128), (32, 64, 128), (4, 8), (2, 3)):
+        threads = 32 * warps
+        sums = rows * padded if kernel != "keys" else 2 * keys * padded
+        if sums <= 128 * threads and rows * keys <= 64 * threads:
+            found += [Blocks(rows, keys, warps, stages, joined) for joined in (False, True)]
+    return found

@@ -86,12 +86,11 @@ def row_items(shape: Shape, mask: MaskSpec, size: int) -> Tensor:
     if not mask.local_window or mask.recent or shape.targets is not None:
         # A block's last row sees about as many keys as lie before it, unless a window limits it.
         place = sequence.clamp(min=0)
-        work = first.clone()
+        work = first
         if mask.local_window:
             inside = (first >= context[place]) & (first < newest[place])
-            work[inside] = work[inside].clamp(max=mask.local_window + mask.global_size)
-        work[sequence < 0] = -1
-        order = work.argsort(descending=True, stable=True)
+            work = torch.where(inside, work.clamp(max=mask.local_window + mask.global_size), work)
+        order = torch.where(sequence < 0, -1, work).argsort(descending=True, stable=True)
         sequence, first = sequence[order], first[order]
     return shape.entries(sequence, first, shift[sequence.clamp(min=0)] if shape.batch else first)
 

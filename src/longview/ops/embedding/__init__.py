@@ -3,8 +3,9 @@
     from longview.ops.embedding import RowwiseAdamW, embedding_lookup
 
 `embedding_lookup` is `nn.functional.embedding` with a deterministic gradient on a GPU; with `sparse=True` and a
-`RowwiseAdagrad` or `RowwiseAdamW` no dense gradient exists and only touched rows are read and written. `dedup.py` sorts
-the ids, `triton_segments.py` holds the kernels, `reference.py` says the same in plain torch.
+`RowwiseAdagrad` or `RowwiseAdamW` no dense gradient exists and only touched rows are read and written. `summed_lookup`
+adds rows of several tables, with dropout, in one pass of a GPU. `dedup.py` sorts the ids, `triton_segments.py` holds
+the kernels of the gradient, `reference.py` says the same in plain torch.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from longview.ops.embedding.dedup import Segments, group_ids
 from longview.ops.embedding.lookup import EmbeddingLookup, sparse_gradient
 from longview.ops.embedding.path import Path, path_for, sums_of
 from longview.ops.embedding.rowwise import RowwiseAdagrad, RowwiseAdamW, RowwiseOptimiser
+from longview.ops.embedding.summed import Term, summed_lookup, why_not_summed
 
 __all__ = [
     "RowwiseAdagrad",
     "RowwiseAdamW",
     "RowwiseOptimiser",
     "Segments",
+    "Term",
     "embedding_lookup",
     "group_ids",
     "sparse_gradient",
     "sum_by_id",
+    "summed_lookup",
+    "why_not_summed",
 ]
 
 
