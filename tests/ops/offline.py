@@ -40,6 +40,7 @@ def _compile(
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     given = [signature.get(argument, "constexpr") for argument in kernel.arg_names]
     aligned = {
@@ -48,7 +49,7 @@ def _compile(
         if kind.startswith("*") or kind.endswith(":16")
     }
     types = dict(zip(kernel.arg_names, (kind.removesuffix(":16") for kind in given), strict=True))
-    source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(kernel, types, constexprs=constants, attrs=aligned)
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     usage = {**_usage(built.asm["cubin"]), "shared": built.metadata.shared}
     return {"name": name, **usage, "wgmma": built.asm["ptx"].count("wgmma.mma_async")}

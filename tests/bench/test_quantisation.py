@@ -1,0 +1,58 @@
+"""The benchmark of quantisation: what it refuses here, and on a GPU what it reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from longview.bench import quantisation, quantisation_tables
+from longview.bench.quantisation import FP8, LIBRARY, OURS, bench_quantisation
+from longview.bench.timing import Timing
+from longview.errors import InputError
+
+needs_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"
+)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bench quantisation times GPU kernels, and this machine has no CUDA GPU"):
+        bench_quantisation(tmp_path / "result.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ratios_are_of_medians_of_bfloat16() -> None:
+    timings = {OURS: Timing.of([0.004]), LIBRARY: Timing.of([0.003]), FP8: Timing.of([0.002])}
+    found = quantisation._beside(timings, 1e9)
+    assert found[FP8][f"times_faster_than {OURS}"] == 2
+    assert found[FP8][f"times_faster_than {LIBRARY}"] == 1.5
+    assert found[FP8]["tflops"] == 0.5
+    plain = quantisation_tables._beside_plain({"bfloat16": Timing.of([0.003]), "quantised": Timing.of([0.001])})
+    assert plain["quantised"] == {"median_us": 1000, "p10_us": 1000, "p90_us": 1000, "times_faster": 3}
+
+
+def test_the_quoted_settings_are_those_of_the_claims() -> None:
+    assert min(quantisation.WIDTHS) == 1024
+    assert quantisation.ROWS == 131072
+    assert quantisation_tables.WIDTH == 512
+
+
+@needs_hopper
+def test_a_measurement_is_right_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantisation, "WIDTHS", (256,))
+    monkeypatch.setattr(quantisation, "MORE_WIDTHS", (256,))
+    monkeypatch.setattr(quantisation, "FEWER_ROWS", (1024,))
+    monkeypatch.setattr(quantisation_tables, "HOST_ROWS", 10_000)
+    result = bench_quantisation(tmp_path / "result.json", rounds=2, rows=4096, table_rows=100_000)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    for product in result["products"]:
+        accumulating, everything = product["relative_error"].values()
+        assert accumulating < 2e-3
+        assert everything < 0.05
+    errors = {(table["bits"], table["group"]): table["relative_error"] for table in result["tables"]}
+    assert errors[8, 64] < 0.02 < errors[4, 32] < errors[4, 64] < 0.15
+    assert max(table["times_smaller"] for table in result["tables"]) > 3.5
