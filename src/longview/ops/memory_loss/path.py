@@ -1,0 +1,48 @@
+"""Which implementation of the memory losses runs: tiles in plain torch, or kernels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from longview.errors import InputError
+from longview.ops.kernels import why_no_triton
+
+Backend = Literal["blocked", "triton", "reference"]
+BACKENDS: tuple[Backend, ...] = ("blocked", "triton", "reference")
+MAX_WIDTH = 512  # the registers of a program hold no wider accumulator
+
+
+def backend_for(embeddings: Tensor, reference: Tensor, backend: Backend | None) -> Backend:
+    """Return `backend`, or where it is None the one for these tensors: kernels on a GPU with a 2-byte memory.
+
+    Float32 products stay with the vendor's library, which has faster ones.
+
+    Raises:
+        InputError: kernels where they cannot run, with the reason; an unknown backend.
+    """
+    if backend not in (None, *BACKENDS):
+        raise InputError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if backend == "triton":
+        reason = why_not(embeddings, reference)
+        if reason is not None:
+            raise InputError(f"backend='triton' cannot be used here: {reason}")
+    if backend is not None:
+        return backend
+    fast = reference.is_cuda and reference.dtype in (torch.bfloat16, torch.float16)
+    return "triton" if fast and why_not(embeddings, reference) is None else "blocked"
+
+
+def why_not(embeddings: Tensor, reference: Tensor) -> str | None:
+    """Return why the kernels cannot serve these tensors, in a sentence, or None where they can."""
+    if torch.float64 in (embeddings.dtype, reference.dtype):
+        return "the kernels accumulate in float32, and the products are float64"
+    if reference.requires_grad and torch.is_grad_enabled():
+        return "the kernels make the gradient of the batch alone, and the reference needs one"
+    if reference.shape[1] > MAX_WIDTH:
+        return f"the kernels take vectors of up to {MAX_WIDTH} values, got {reference.shape[1]}"
+    if len(reference) >= 1 << 31:
+        return f"the kernels number rows in 32 bits, and there are {len(reference)}"
+    return why_no_triton(reference.device)

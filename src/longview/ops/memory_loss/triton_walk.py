@@ -1,0 +1,251 @@
+# mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
+"""The kernel that walks over the memory for a block of anchors: tiles of similarities live in registers.
+
+One kernel serves all losses. `PAIRS` says which pairs of a tile count, `FORM` what is summed over them
+(`triton_sums`), and with GRAD the rows of the memory are summed with the weights of that form while their tile is in
+shared memory.
+
+Shapes: n anchors, m rows of the memory, d width, S splits; r anchors and c rows of a tile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from longview.ops.memory_loss.triton_match import BLOCK, LEFT_OUT
+from longview.ops.memory_loss.triton_sums import (
+    NO_ROW,
+    NOTHING,
+    TOO_LARGE,
+    join_best,
+    join_powers,
+    log_of,
+    pairs_of,
+    tile_sums,
+)
+from longview.ops.softmax_loss.triton_tile import Tile, load_rows, load_some_rows, store_rows
+
+# By padded width, for 2-byte products: a tile, and how many programs of it a multiprocessor holds.
+TILES = {
+    64: (Tile(64, 64, 4, 3), 3),
+    128: (Tile(64, 64, 4, 3), 3),
+    256: (Tile(128, 64, 8, 2), 1),
+    512: (Tile(64, 32, 8, 3), 1),
+}
+LISTED = 32  # rows of a tile of positives, which are few and whose sums take more registers
+WIDE_TILE = (Tile(32, 32, 4, 1), 2)  # float32 products use no tensor core
+
+
+def tile_for(padded: int, wide: bool) -> tuple[Tile, int]:
+    """Return the tile of a walk, and how many programs of it a multiprocessor holds."""
+    return WIDE_TILE if wide else TILES[max(64, padded)]
+
+
+@triton.jit
+def walk_all(
+    query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
+    constant_r, given_r, first_r, second_r, begin, stop, n, m, blocks_per_bit, factor, u, v,
+    FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr, FIXED: tl.constexpr,
+    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr,
+    GRAD: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Return the sums over rows `begin` to `stop`; pairs are looked at where the word of their tile says so."""
+    third_r = tl.zeros([ROWS], tl.float32)
+    mass_r = tl.zeros([ROWS], tl.float32)
+    grad_rd = tl.zeros([ROWS, PADDED], tl.float32)
+    bit = (block // blocks_per_bit).to(tl.int64)
+    for start in tl.range(begin, stop, ITEMS):
+        item_c = start + tl.arange(0, ITEMS)
+        look = (tl.load(words + start // ITEMS) >> bit) & 1
+        inverse_c = item_c
+        if NORM:
+            inverse_c = tl.load(inverses + item_c, mask=item_c < m, other=1.0)
+        memory_cd = load_rows(memory, item_c, stop, WIDTH, PADDED)
+        dot_rc = tl.dot(query_rd, tl.trans(memory_cd), input_precision="ieee")
+        if look != 0:
+            own_code_r = tl.load(own_codes + row, mask=row < n, other=0)
+            own_id_r = tl.load(own_ids + row, mask=row < n, other=0) if IDS else own_code_r
+            own_row_r = tl.load(own_rows + row, mask=row < n, other=-1) if ROWS_OUT else own_code_r
+            code_c = tl.load(codes + item_c, mask=item_c < m, other=LEFT_OUT)
+            id_c = tl.load(ids + item_c, mask=item_c < m, other=LEFT_OUT) if IDS else code_c
+            taken_rc = pairs_of(own_code_r, code_c, own_id_r, id_c, own_row_r, item_c, PAIRS, IDS, ROWS_OUT)
+            dot_rc = tl.where(taken_rc, dot_rc, float("-inf"))
+        first_r, second_r, third_r, mass_r, grad_rd = tile_sums(
+            memory_cd, dot_rc, dot_rc, item_c, constant_r, inverse_c, given_r,
+            first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
+            FORM, SIGN, AFFINE, NORM, LESS, False, FIXED, GRAD,
+        )  # fmt: skip
+    return first_r, second_r, third_r, mass_r, grad_rd
+
+
+@triton.jit
+def walk_listed(
+    query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, rows, counts, segment_words,
+    constant_r, given_r, first_r, second_r, begin, stop, n, blocks_per_bit, factor, u, v,
+    FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
+    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, GRAD: tl.constexpr,
+    SEGMENT: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Return the sums over the rows that are listed for the segments from `begin` to `stop`."""
+    third_r = tl.zeros([ROWS], tl.float32)
+    mass_r = tl.zeros([ROWS], tl.float32)
+    grad_rd = tl.zeros([ROWS, PADDED], tl.float32)
+    bit = (block // blocks_per_bit).to(tl.int64)
+    own_code_r = tl.load(own_codes + row, mask=row < n, other=0)
+    own_id_r = tl.load(own_ids + row, mask=row < n, other=0) if IDS else own_code_r
+    own_row_r = tl.load(own_rows + row, mask=row < n, other=-1) if ROWS_OUT else own_code_r
+    for segment in tl.range(begin // SEGMENT, tl.cdiv(stop, SEGMENT)):
+        some = (tl.load(segment_words + segment) >> bit) & 1
+        count = tl.where(some != 0, tl.load(counts + segment), 0)
+        for start in tl.range(0, count, ITEMS):
+            at = start + tl.arange(0, ITEMS)
+            item_c = tl.load(rows + segment * SEGMENT + at, mask=at < count, other=0)
+            code_c = tl.load(codes + item_c, mask=at < count, other=LEFT_OUT)
+            id_c = tl.load(ids + item_c, mask=at < count, other=LEFT_OUT) if IDS else code_c
+            inverse_c = code_c
+            if NORM:
+                inverse_c = tl.load(inverses + item_c, mask=at < count, other=1.0)
+            memory_cd = load_some_rows(memory, item_c, at < count, WIDTH, PADDED)
+            dot_rc = tl.dot(query_rd, tl.trans(memory_cd), input_precision="ieee")
+            taken_rc = pairs_of(own_code_r, code_c, own_id_r, id_c, own_row_r, item_c, PAIRS, IDS, ROWS_OUT)
+            first_r, second_r, third_r, mass_r, grad_rd = tile_sums(
+                memory_cd, dot_rc, taken_rc, item_c, constant_r, inverse_c, given_r,
+                first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
+                FORM, SIGN, AFFINE, NORM, LESS, True, False, GRAD,
+            )  # fmt: skip
+    return first_r, second_r, third_r, mass_r, grad_rd
+
+
+@triton.jit(do_not_specialize=["n", "m", "per_split", "given_splits", "blocks_per_bit"])
+def walk(
+    queries, memory, own_codes, codes, own_ids, ids, own_rows, inverses, constants, rows, counts, words, segment_words,
+    given_first, given_second, firsts_Sn, seconds_Sn, thirds_Sn, masses_Sn, grads_Snd,
+    n, m, per_split, given_splits, blocks_per_bit, factor, u, v, given_sign,
+    FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
+    GATHER: tl.constexpr, REDO: tl.constexpr, IDS: tl.constexpr, ROWS_OUT: tl.constexpr,
+    AFFINE: tl.constexpr, NORM: tl.constexpr, GRAD: tl.constexpr, SEGMENT: tl.constexpr,
+    ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Write the sums of one split of the memory for one block of anchors.
+
+    `per_split` rows a split, a multiple of ITEMS and with GATHER of SEGMENT, where only the listed rows are visited.
+
+    Powers of a whole split are taken relative to the largest exponent of its first tile, which needs no rescaling.
+    A second launch, with REDO, takes them relative to the largest so far where their sum says that this was too little.
+    """
+    block, split = tl.program_id(0), tl.program_id(1)
+    row = block * ROWS + tl.arange(0, ROWS)
+    query_rd = load_rows(queries, row, n, WIDTH, PADDED)
+    constant_r = tl.zeros([ROWS], tl.float32)
+    if AFFINE:
+        constant_r = tl.load(constants + row, mask=row < n, other=0.0)
+    given_r = constant_r
+    if FORM == "pull":
+        top_r, total_r = join_powers(given_first, given_second, row, n, given_splits)
+        given_r = log_of(top_r, total_r)
+    if LESS:
+        given_r = join_best(given_first, given_second, row, n, given_splits)[0] * given_sign
+    zero_r = tl.zeros([ROWS], tl.float32)
+    none_r = tl.full([ROWS], float("-inf"), tl.float32)
+    low_r = tl.full([ROWS], NOTHING, tl.float32)
+    POWERS: tl.constexpr = FORM == "power" or FORM == "circle"
+    first_r = low_r if POWERS else (none_r if FORM == "best" else zero_r)
+    second_r = tl.full([ROWS], NO_ROW, tl.int32) if FORM == "best" else zero_r
+    written = row < n
+    begin, stop = split * per_split, tl.minimum((split + 1) * per_split, m)
+    if GATHER:
+        first_r, second_r, third_r, mass_r, grad_rd = walk_listed(
+            query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses,
+            rows, counts, segment_words,
+            constant_r, given_r, first_r, second_r, begin, stop, n, blocks_per_bit, factor, u, v,
+            FORM, PAIRS, SIGN, LESS, IDS, ROWS_OUT, AFFINE, NORM, GRAD, SEGMENT, ROWS, ITEMS, WIDTH, PADDED,
+        )  # fmt: skip
+    else:
+        if POWERS and not REDO:
+            near = tl.minimum(begin + ITEMS, stop)
+            first_r = walk_all(
+                query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
+                constant_r, given_r, low_r, zero_r, begin, near, n, m, blocks_per_bit, factor, u, v,
+                FORM, PAIRS, SIGN, LESS, False, IDS, ROWS_OUT, AFFINE, NORM, False, ROWS, ITEMS, WIDTH, PADDED,
+            )[0]  # fmt: skip
+            first_r = tl.where(first_r == NOTHING, 0.0, first_r)
+        if REDO:
+            wrong_r = tl.load(seconds_Sn + split * n + row, mask=row < n, other=0.0)
+            wrong = tl.max(wrong_r, 0) > TOO_LARGE
+            written = row < tl.where(wrong, n, 0)
+            stop = tl.where(wrong, stop, begin)
+        first_r, second_r, third_r, mass_r, grad_rd = walk_all(
+            query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
+            constant_r, given_r, first_r, second_r, begin, stop, n, m, blocks_per_bit, factor, u, v,
+            FORM, PAIRS, SIGN, LESS, POWERS and not REDO, IDS, ROWS_OUT, AFFINE, NORM, GRAD,
+            ROWS, ITEMS, WIDTH, PADDED,
+        )  # fmt: skip
+        if POWERS:
+            first_r = tl.where(second_r == 0, NOTHING, first_r)
+    tl.store(firsts_Sn + split * n + row, first_r, mask=written)
+    tl.store(seconds_Sn + split * n + row, second_r, mask=written)
+    if FORM == "pull":
+        tl.store(thirds_Sn + split * n + row, third_r, mask=written)
+    if GRAD:
+        if AFFINE:
+            tl.store(masses_Sn + split * n + row, mass_r, mask=written)
+        base = grads_Snd + split.to(tl.int64) * n * WIDTH
+        store_rows(base, tl.where(written, row, n), n, grad_rd, WIDTH, PADDED)
+
+
+WALK = {
+    "queries": "*bf16", "memory": "*bf16", "own_codes": "*i32", "codes": "*i32", "own_ids": "*i32", "ids": "*i32",
+    "own_rows": "*i32", "inverses": "*fp32", "constants": "*fp32", "rows": "*i32", "counts": "*i32", "words": "*i64",
+    "segment_words": "*i64",
+    "given_first": "*fp32", "given_second": "*fp32", "firsts_Sn": "*fp32", "seconds_Sn": "*fp32",
+    "thirds_Sn": "*fp32", "masses_Sn": "*fp32", "grads_Snd": "*fp32",
+    "n": "i32", "m": "i32", "per_split": "i32", "given_splits": "i32", "blocks_per_bit": "i32",
+    "factor": "fp32", "u": "fp32", "v": "fp32", "given_sign": "fp32",
+}  # fmt: skip
+
+
+def configuration(
+    width: int, tile: Tile, form: tuple[str, str, int], gather: bool, *, view: bool = False, out: bool = False
+) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
+    """Return one walk as the compiler takes it: `view` with moment matching and norms, `out` with pairs left out."""
+    sums, pairs, sign = form
+    best = sums == "best"
+    constants = {
+        "FORM": sums, "PAIRS": pairs, "SIGN": sign, "LESS": best and not gather, "GATHER": gather, "REDO": False,
+        "IDS": out, "ROWS_OUT": out, "AFFINE": view, "NORM": view, "GRAD": not best, "SEGMENT": BLOCK,
+        "ROWS": tile.rows, "ITEMS": min(tile.items, LISTED) if gather else tile.items, "WIDTH": width, "PADDED": width,
+    }  # fmt: skip
+    signature = {**WALK, **({"seconds_Sn": "*i32", "given_second": "*i32"} if best else {})}
+    name = f"{sums} {pairs} d={width}{' view' if view else ''}{' out' if out else ''}"
+    return name, walk, signature, constants, {"num_warps": tile.warps, "num_stages": tile.stages}
+
+
+NEGATIVE_FORMS = (
+    ("margin", "negative", 1),
+    ("power", "negative", 1),
+    ("power", "all", 1),
+    ("circle", "negative", 1),
+    ("best", "negative", 1),
+)
+POSITIVE_FORMS = (
+    ("margin", "positive", -1),
+    ("power", "positive", -1),
+    ("pull", "positive", 1),
+    ("mean", "positive", 1),
+    ("circle", "positive", -1),
+    ("best", "positive", -1),
+)
+
+
+def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """Return what is worth compiling ahead: (name, kernel, signature, constants, options)."""
+    found = []
+    for width, (tile, _) in TILES.items():
+        whole, listed = (NEGATIVE_FORMS, POSITIVE_FORMS) if width == 128 else (NEGATIVE_FORMS[1:2], POSITIVE_FORMS[2:3])
+        found += [configuration(width, tile, form, False) for form in whole]
+        found += [configuration(width, tile, form, True) for form in listed]
+        found.append(configuration(width, tile, ("power", "all", 1), False, view=True))
+    return found
