@@ -1,0 +1,152 @@
+"""Training steps of a small convolutional encoder without a memory, with one, and with each way to correct its drift.
+
+A step is forward, loss over batch and memory, backward and the optimiser. Every provider has an encoder, a memory that
+is full and an optimiser of its own; inputs are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.timing import Timing, interleaved
+from longview.config import parse
+from longview.errors import InputError
+from longview.evaluation.environment import environment
+from longview.files import write_json
+from longview.metric_learning import CrossBatchLoss, MemoryConfig, PairwiseLoss
+from longview.ops.memory_loss import ContrastiveLoss
+
+CHANNELS, SAMPLES, SIDE = 64, 4, 28
+METHOD = (
+    f"four 3×3 convolutions of {CHANNELS} channels with batch normalisation on {SIDE}×{SIDE} grey images, one linear "
+    f"layer; batches of {SAMPLES} images a class; contrastive loss over batch and full memory, sample ids given, "
+    "values checked; AdamW; providers take turns within one run; medians of wall-clock time on a CPU and of CUDA "
+    "events on a GPU; over_xbm: median over that of plain XBM, minus 1"
+)
+PROVIDERS: dict[str, dict[str, Any]] = {
+    "no memory": {},
+    "XBM": {"drift": {"kind": "none"}},
+    "XBM, renormalised": {"drift": {"kind": "none"}, "renormalise": True},
+    "XBN": {"drift": {"kind": "xbn"}},
+    "AXBN": {"drift": {"kind": "axbn"}},
+    "AXBN, constant noise": {"drift": {"kind": "axbn", "noise": "constant", "process": "constant"}},
+    "moving average": {"drift": {"kind": "moving-average"}},
+}
+
+
+class Setting(NamedTuple):
+    """Rows of a batch, rows of the memory, width of both, and how rows are stored."""
+
+    batch: int
+    memory: int
+    width: int
+    storage: str = "float32"
+
+
+CPU = (Setting(64, 10_000, 128),)
+GPU = (Setting(64, 10_000, 128, "bfloat16"), Setting(256, 59_551, 512, "bfloat16"))
+
+
+def bench_memory_step(json: Path | None = None, *, device: str = "cpu", rounds: int = 100) -> dict[str, Any]:
+    """Time training steps on `device`.
+
+    Args:
+        json: also write the result there, after every setting.
+        device: `cpu` or `cuda`.
+        rounds: timed steps of each provider.
+
+    Raises:
+        InputError: another device, no CUDA GPU, or fewer than one round.
+    """
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"--device {device}: expected cpu or cuda")
+    if device == "cuda":
+        require_gpu("memory-step")
+    result: dict[str, Any] = {
+        "benchmark": f"training step with an embedding memory on a {'GPU' if device == 'cuda' else 'CPU'}",
+        "method": METHOD,
+        "rounds": rounds,
+        "settings": [],
+        "environment": environment(),
+    }
+    for setting in GPU if device == "cuda" else CPU:
+        steps = {name: step_of(setting, memory, device) for name, memory in PROVIDERS.items()}
+        if device == "cuda":
+            timings = device_interleaved(steps, rounds=rounds, warm_up=5)
+        else:
+            timings = interleaved(steps, rounds=rounds, warm_up=3)
+        result["settings"].append({**setting._asdict(), "providers": _rows(timings)})
+        if device == "cuda":
+            result["clocks"] = clocks()
+        if json is not None:
+            write_json(json, result)
+    return result
+
+
+def step_of(setting: Setting, memory: dict[str, Any], device: str) -> Callable[[], None]:
+    """Return a training step; `memory` is the part of a `MemoryConfig` that a provider chooses, empty for none."""
+    torch.manual_seed(0)
+    encoder = small_encoder(setting.width).to(device)
+    optimiser = torch.optim.AdamW(encoder.parameters(), fused=device == "cuda")
+    loss = _loss(setting, memory).to(device)
+    labels = torch.arange(setting.batch // SAMPLES, device=device).repeat_interleave(SAMPLES)
+    images = torch.randn(setting.batch, 1, SIDE, SIDE, device=device)
+    ids = torch.arange(setting.batch, device=device)
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        z = nn.functional.normalize(encoder(images), dim=1)
+        if isinstance(loss, CrossBatchLoss):
+            value: Tensor = loss(z, labels, ids + count * setting.batch)
+        else:
+            value = loss(z, labels)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        optimiser.zero_grad()
+
+    if isinstance(loss, CrossBatchLoss):
+        _fill(loss, setting, device)
+    return step
+
+
+def small_encoder(width: int) -> nn.Sequential:
+    """Return the encoder of the benchmark: (b, 1, 28, 28) to (b, width)."""
+    blocks: list[nn.Module] = []
+    for channels in (1, CHANNELS, CHANNELS, CHANNELS):
+        blocks += [nn.Conv2d(channels, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(CHANNELS * (SIDE // 16) ** 2, width))
+
+
+def _loss(setting: Setting, memory: dict[str, Any]) -> nn.Module:
+    if not memory:
+        return PairwiseLoss(ContrastiveLoss())
+    config = {"capacity": setting.memory, "width": setting.width, "storage": setting.storage, **memory}
+    return CrossBatchLoss(ContrastiveLoss(), parse(MemoryConfig, config, "memory-step"), normalise=False)
+
+
+def _fill(loss: CrossBatchLoss, setting: Setting, device: str) -> None:
+    classes = setting.batch // SAMPLES
+    first = 1 << 40  # ids of a sort of their own
+
+    def batches() -> Any:
+        for place in range(first, first + setting.memory, setting.batch):
+            z = nn.functional.normalize(torch.randn(setting.batch, setting.width, device=device), dim=1)
+            labels = torch.randint(50 * classes, (setting.batch,), device=device)
+            yield z, labels, torch.arange(place, place + setting.batch, device=device)
+
+    loss.memory.fill(batches())
+
+
+def _rows(timings: dict[str, Timing]) -> dict[str, dict[str, float]]:
+    plain = timings["XBM"].median
+    return {
+        name: {**timing.as_dict(), "over_xbm": round(timing.median / plain - 1, 4)} for name, timing in timings.items()
+    }

@@ -1,0 +1,1 @@
+"""Data sets of labelled images, and batches of them."""

@@ -1,0 +1,74 @@
+"""What a batch of labelled embeddings must be, said the same way by memories and losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longview.errors import InputError
+
+
+def check_batch(
+    embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None = None, *, width: int | None = None, least: int = 1
+) -> None:
+    """Check shapes and dtypes of a batch of `least` rows or more; reads no values.
+
+    Raises:
+        InputError: not (b, d) floating point with labels and ids (b,) int64; the message gives both and the remedy.
+    """
+    if embeddings.dim() != 2 or not embeddings.is_floating_point() or len(embeddings) < least:
+        raise InputError(
+            f"embeddings must be (batch, width) floating point with {least} rows or more, got {of(embeddings)}"
+        )
+    if width is not None and embeddings.shape[1] != width:
+        raise InputError(f"embeddings of width {embeddings.shape[1]} do not fit a memory of width {width}")
+    check_labels(labels, len(embeddings))
+    if sample_ids is not None and (
+        not isinstance(sample_ids, Tensor) or sample_ids.shape != labels.shape or sample_ids.dtype != torch.int64
+    ):
+        raise InputError(f"sample_ids must be ({len(labels)},) int64, one a row, got {of(sample_ids)}")
+
+
+def check_labels(labels: Tensor, rows: int) -> None:
+    """Check that `labels` is (rows,) int64.
+
+    Raises:
+        InputError: names of classes, floats, or another number of labels than of rows.
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(
+            f"labels must be an int64 tensor of class numbers, got {of(labels)}; "
+            "number names of classes first, for example numpy.unique(names, return_inverse=True)"
+        )
+    if labels.shape != (rows,) or labels.dtype != torch.int64:
+        raise InputError(f"labels must be ({rows},) int64, one an embedding, got {of(labels)}")
+
+
+def check_values(embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
+    """Check the values of a batch; waits for the device once.
+
+    Raises:
+        InputError: NaN or infinite embeddings, negative labels or ids.
+    """
+    values = embeddings.detach()
+    signs = labels.amin() if sample_ids is None else torch.minimum(labels.amin(), sample_ids.amin())
+    if bool(((values * 0).sum() == 0) & (signs >= 0)):  # NaN or infinity times 0 is NaN
+        return
+    bad, negative = ~torch.isfinite(values).all(1), labels < 0
+    ids = negative & False if sample_ids is None else sample_ids < 0
+    for what, where, remedy in (
+        ("embeddings are NaN or infinite", bad, "lower the learning rate or clip gradients; nothing was stored"),
+        ("labels are negative", negative, "a missing label is no class: leave those samples out"),
+        ("sample_ids are negative", ids, "number samples from 0"),
+    ):
+        rows = where.nonzero().flatten().tolist()
+        if rows:
+            shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+            raise InputError(f"{what} in {len(rows)} of {len(embeddings)} rows of the batch ({shown}): {remedy}")
+
+
+def of(value: object) -> str:
+    """Return shape and dtype of a tensor, or the type of anything else."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

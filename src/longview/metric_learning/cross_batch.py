@@ -1,0 +1,160 @@
+"""A loss over the batch plus the same loss over a memory of earlier batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from longview.errors import InputError
+from longview.metric_learning.checks import check_batch
+from longview.metric_learning.distributed import gather_rows, gather_with_gradient, ranks, row_counts, whole
+from longview.metric_learning.losses.pairwise import PairwiseLoss
+from longview.metric_learning.memory import EmbeddingMemory
+from longview.metric_learning.memory_config import MemoryConfig
+from longview.metric_learning.reference import Reference
+from longview.ops.memory_loss import ContrastiveLoss, PairLoss
+
+
+class LossParts(NamedTuple):
+    """The two terms of the newest loss, weighted, detached, of this rank; scalars."""
+
+    batch: Tensor
+    memory: Tensor
+
+
+class CrossBatchLoss(nn.Module):
+    """loss(batch, batch) + memory_weight · loss(batch, memory); the memory takes each batch in.
+
+    Args:
+        loss: a `PairwiseLoss`, the setting of one, or its name.
+        memory: an `EmbeddingMemory` or its setting.
+        memory_weight: of the second term, which is there once the memory has rows.
+        batch_weight: of the first.
+        normalise: L2-normalise embeddings first; the memory stores what `memory.space` says.
+
+    In a job of several ranks with a `replicated` or `sharded` memory, the loss is that of all ranks' batches
+    together: the mean of what the ranks return is what one process would return for the whole batch, and so are
+    gradients averaged over the ranks, as `DistributedDataParallel` does. Ranks may have different numbers of rows,
+    also none; every rank must run backward.
+
+    Example:
+        >>> loss = CrossBatchLoss("contrastive", MemoryConfig(capacity=100, width=8))
+        >>> z = torch.randn(4, 8, requires_grad=True)
+        >>> loss(z, torch.tensor([0, 0, 1, 1]), torch.arange(4)).backward()
+        >>> len(loss.memory)
+        4
+    """
+
+    def __init__(
+        self,
+        loss: PairwiseLoss | PairLoss | str,
+        memory: EmbeddingMemory | MemoryConfig,
+        *,
+        memory_weight: float = 1.0,
+        batch_weight: float = 1.0,
+        normalise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.loss = loss if isinstance(loss, PairwiseLoss) else PairwiseLoss(loss)
+        self.memory = memory if isinstance(memory, EmbeddingMemory) else memory.build()
+        self.memory_weight, self.batch_weight, self.normalise = memory_weight, batch_weight, normalise
+        self.parts: LossParts | None = None
+        if min(memory_weight, batch_weight) < 0:
+            raise InputError(f"weights must not be negative, got {memory_weight} and {batch_weight}")
+        before = self.memory.config.space == "before-l2"
+        if before and not (normalise and self.memory.config.normalises):
+            raise InputError(
+                "a memory of embeddings before L2 needs normalise=True here and renormalise in the memory: "
+                "batch and memory would not be comparable"
+            )
+        if self.shared and self.loss.reduction not in ("mean_per_anchor", "sum"):
+            raise InputError(
+                f"reduction={self.loss.reduction!r} over several ranks: expected 'mean_per_anchor' or 'sum'"
+            )
+
+    @property
+    def shared(self) -> bool:
+        """Whether the batches of several ranks make one loss."""
+        return self.memory.config.distributed != "local" and ranks()[0] > 1
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor | None = None,
+        *,
+        keys: Tensor | None = None,
+        enqueue_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            embeddings: (b, d) floating point.
+            labels: (b,) int64, not negative.
+            sample_ids: (b,) int64: who each row is in every epoch, so that no row meets its own older version.
+            keys: (b, d) stored instead of `embeddings`, from a `MomentumEncoder`.
+            enqueue_mask: (b,) bool, the rows that are stored.
+
+        Raises:
+            InputError: as `EmbeddingMemory.forward`; the memory is then as it was.
+        """
+        check_batch(embeddings, labels, sample_ids, width=self.memory.config.width, least=0 if self.shared else 1)
+        anchors = functional.normalize(embeddings, dim=1) if self.normalise else embeddings
+        stored = embeddings if keys is None else keys
+        if self.normalise and self.memory.config.space == "after-l2":
+            stored = anchors if keys is None else functional.normalize(keys, dim=1)
+        if stored.shape != embeddings.shape:
+            raise InputError(f"keys must be {tuple(embeddings.shape)}, as the embeddings, got {tuple(stored.shape)}")
+        reference = self.memory(stored, labels, sample_ids, enqueue_mask=enqueue_mask)
+        if self.shared:
+            batch, memory = self._shared_terms(anchors, labels, sample_ids, reference)
+        else:
+            batch = self.loss(anchors, labels, sample_ids=sample_ids)
+            memory = self.loss(anchors, labels, reference) if len(reference) else batch.new_zeros(())
+        batch, memory = self.batch_weight * batch, self.memory_weight * memory
+        self.parts = LossParts(batch.detach(), memory.detach())
+        return batch + memory
+
+    def _shared_terms(
+        self, anchors: Tensor, labels: Tensor, sample_ids: Tensor | None, reference: Reference
+    ) -> tuple[Tensor, Tensor]:
+        """Return this rank's share of both terms, times the number of ranks."""
+        world, rank = ranks()
+        sizes = row_counts(len(labels), labels.device)
+        first = sum(sizes[:rank])
+        everyone, all_labels = gather_with_gradient(anchors), gather_rows(labels, sizes)
+        all_ids = None if sample_ids is None else gather_rows(sample_ids, sizes)
+        share = world / sum(sizes) if self.loss.reduction == "mean_per_anchor" else float(world)
+        idle = everyone.sum() * 0  # a rank without rows takes part in the backward pass of the gathering all the same
+        if self.memory.config.distributed == "sharded" and isinstance(self.loss.loss, ContrastiveLoss):
+            # A sum over rows of the memory: every rank gives that over its own rows, for the anchors of all.
+            ids = gather_rows(reference.anchor_ids, sizes)
+            memory = self._summed(everyone, all_labels, replace(reference, anchor_ids=ids))
+        else:
+            if self.memory.config.distributed == "sharded":
+                reference = whole(reference)
+            memory = self._summed(anchors, labels, reference) if len(labels) else idle
+        batch = idle
+        if len(labels):
+            places = first + torch.arange(len(labels), device=labels.device)
+            batch = self._sum_loss()(
+                anchors,
+                labels,
+                everyone,
+                all_labels,
+                sample_ids=sample_ids,
+                reference_ids=all_ids,
+                own_positions=places,
+            )
+        return share * batch, share * memory
+
+    def _sum_loss(self) -> PairwiseLoss:
+        return PairwiseLoss(self.loss.loss, reduction="sum", backend=self.loss.backend)
+
+    def _summed(self, anchors: Tensor, labels: Tensor, reference: Reference) -> Tensor:
+        value: Tensor = self._sum_loss()(anchors, labels, reference)
+        return value

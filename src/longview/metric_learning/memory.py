@@ -1,0 +1,269 @@
+"""A first-in, first-out memory of embeddings that keeps old rows comparable with new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from longview.errors import InputError
+from longview.metric_learning.checks import check_batch, check_values, of
+from longview.metric_learning.distributed import (
+    gather_rows,
+    ranks,
+    row_counts,
+    same_on_all_ranks,
+    sum_over_ranks,
+)
+from longview.metric_learning.drift import DriftState
+from longview.metric_learning.memory_config import DTYPES, MemoryConfig
+from longview.metric_learning.observe import Observation, Observer, standardised
+from longview.metric_learning.queue import FixedBuffers, RowQueue, Rows
+from longview.metric_learning.reference import Reference
+
+OWN_IDS = 1 << 62  # the ids that a memory gives to samples without one begin here
+
+
+class _Batch(NamedTuple):
+    """Rows of all ranks (in mode `local`, of this one), which are stored, and the ids of this rank's."""
+
+    rows: Rows
+    kept: Tensor | None
+    anchor_ids: Tensor
+
+
+class EmbeddingMemory(FixedBuffers):
+    """Rows of earlier batches with labels and sample ids, brought up to date by a drift policy when they are read.
+
+    The whole state is buffers, so a run that is saved and resumed goes on bit for bit. The batch of a step enters the
+    ring at the beginning of the next one, so that the loss of the step, backward included, reads rows that nobody
+    overwrites meanwhile. A forward pass that raises has changed nothing.
+
+    Example:
+        >>> memory = MemoryConfig(capacity=4, width=2, drift={"kind": "none"}).build()
+        >>> for step in range(4):
+        ...     reference = memory(torch.full((2, 2), float(step)), torch.tensor([0, 1]))
+        >>> reference.rows[:, 0].tolist(), reference.ages.tolist()
+        ([2.0, 2.0, 1.0, 1.0], [1, 1, 2, 2])
+    """
+
+    host = frozenset({"step", "seen", "stored", "cohorts", "drift_steps"})
+    step: Tensor
+    seen: Tensor
+    stored: Tensor
+    cohorts: Tensor
+    drift_moments: Tensor
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
+        held, (world, _) = config.capacity, ranks()
+        if config.distributed == "sharded":
+            if held % world:
+                raise InputError(f"capacity {held} does not divide among {world} ranks: make it a multiple of {world}")
+            held //= world
+        anchored = config.drift.corrects and config.drift.anchor == "memory"
+        self.queue = RowQueue(held, config.width, DTYPES[config.storage], sums=anchored)
+        self._observer = Observer(config.drift, config.floor)
+        for name, value in DriftState.empty(config.width, DTYPES[config.moments])._asdict().items():
+            self.register_buffer(f"drift_{name}", value)
+        for name in ("step", "seen", "stored", "cohorts"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+
+    def __len__(self) -> int:
+        """Rows that this rank holds, the newest batch included."""
+        return len(self.queue)
+
+    @property
+    def drift_state(self) -> DriftState:
+        """The state of the drift policy."""
+        return DriftState(*(getattr(self, f"drift_{name}") for name in DriftState._fields))
+
+    @property
+    def warm(self) -> bool:
+        """Whether the warm-up is over."""
+        return int(self.step) >= self.config.warmup_steps
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor | None = None,
+        *,
+        enqueue_mask: Tensor | None = None,
+    ) -> Reference:
+        """Observe a batch, return the memory as the loss of this batch sees it, and take the batch in.
+
+        Args:
+            embeddings: (b, d) floating point; no gradient flows into the memory. With a `MomentumEncoder`, its own.
+            labels: (b,) int64, not negative.
+            sample_ids: (b,) int64, not negative: who each row is, in every epoch. Without, the memory numbers rows.
+            enqueue_mask: (b,) bool, the rows that are stored; all by default. Moments are always of the whole batch.
+
+        In the modes `replicated` and `sharded` every rank gives its own rows, possibly none, and all of them are
+        stored in order of rank. `anchor_ids` of the result are those of the rows given here.
+
+        Raises:
+            InputError: shapes or dtypes that do not fit, NaN, infinite, negative labels, or a batch larger than the
+                memory. The memory is then as it was.
+        """
+        batch = self._batch(embeddings, labels, sample_ids, enqueue_mask)
+        with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+            seen = self._observed(batch.rows)
+            self.queue.commit()
+            self._set(seen.state)
+            if self.warm:
+                self._put(batch.rows._replace(values=self._stored(seen)).where(batch.kept))
+                if self.config.order == "enqueue-first":
+                    self.queue.commit()
+            reference = self._reference(batch.anchor_ids)
+            self.seen += len(batch.rows.labels)
+            self.step += 1
+        every = self.config.check_every
+        if self.config.distributed == "replicated" and every and int(self.step) % every == 0:
+            self.check_replicas()
+        return reference
+
+    def read(self) -> Reference:
+        """Return the memory as it stands, the newest batch included, between the steps of a run."""
+        self.queue.commit()
+        return self._reference(self.queue.sample_ids[:0])
+
+    @torch.no_grad()
+    def fill(self, batches: Iterable[Any], encoder: Callable[[Any], Tensor] | None = None) -> int:
+        """Replace the content by embeddings that one encoder makes of `batches`; return the rows held on this rank.
+
+        Args:
+            batches: tuples (inputs, labels) or (inputs, labels, sample_ids); read until the memory is full.
+            encoder: makes embeddings of inputs; without, inputs are embeddings.
+
+        The drift policy begins anew and sees every batch. As all rows come from one encoder, all are standardised by
+        the moments it ends with. Warm-up and `step` are as before.
+
+        Raises:
+            InputError: as in `forward`; the rows before the batch at fault are kept.
+        """
+        corrects, anchor = self.config.drift.corrects, self.config.drift.anchor
+        self.queue.clear()
+        self.stored.zero_()
+        self._set(DriftState.empty(self.config.width, self.drift_moments.dtype))
+        try:
+            for inputs, labels, *ids in batches:
+                embeddings = inputs if encoder is None else encoder(inputs)
+                batch = self._batch(embeddings, labels, ids[0] if ids else None, None)
+                with torch.autocast(embeddings.device.type, enabled=False):
+                    seen = self._observed(batch.rows)
+                    self._set(seen.state)
+                    room = slice(self.config.capacity - int(self.stored))
+                    values = seen.stored if corrects and anchor == "batch" else batch.rows.values
+                    self._put(Rows(*(column[room] for column in batch.rows._replace(values=values))))
+                self.seen += len(batch.rows.labels)
+                self.queue.commit()
+                if int(self.stored) == self.config.capacity:
+                    break
+        finally:
+            if corrects and anchor != "batch":
+                self.queue.rewrite(lambda rows: standardised(rows, self.drift_moments), self.drift_moments.dtype)
+        return len(self.queue)
+
+    def check_replicas(self) -> None:
+        """Compare the replicas of all ranks, bit for bit.
+
+        Raises:
+            LongviewError: they differ; it says which rank.
+        """
+        same_on_all_ranks([value for _, value in sorted(self.state_dict().items())], "replicated memory")
+
+    def _batch(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, mask: Tensor | None) -> _Batch:
+        """Return the checked rows of all ranks; changes nothing."""
+        shared = self.config.distributed != "local" and ranks()[0] > 1
+        check_batch(embeddings, labels, sample_ids, width=self.config.width, least=0 if shared else 1)
+        if mask is not None and (mask.shape != labels.shape or mask.dtype != torch.bool):
+            raise InputError(f"enqueue_mask must be ({len(labels)},) bool, one a row, got {of(mask)}")
+        if embeddings.device != self.drift_moments.device:
+            raise InputError(
+                f"embeddings are on {embeddings.device} and the memory on {self.drift_moments.device}: "
+                "move the memory with .to(device), as any module"
+            )
+        values = embeddings.detach().to(self.drift_moments.dtype)
+        sizes, place = [len(values)], slice(None)
+        if shared:
+            sizes = row_counts(len(values), values.device)
+            first = sum(sizes[: ranks()[1]])
+            place = slice(first, first + len(values))
+            values, labels = gather_rows(values, sizes), gather_rows(labels, sizes)
+            sample_ids = None if sample_ids is None else gather_rows(sample_ids, sizes)
+            mask = None if mask is None else gather_rows(mask.to(torch.uint8), sizes).bool()
+        if len(values) > self.config.capacity:
+            raise InputError(
+                f"a batch of {len(values)} rows does not fit a memory of {self.config.capacity}: "
+                "raise capacity to at least the batch size"
+            )
+        check_values(values, labels, sample_ids)
+        if sample_ids is None:
+            sample_ids = OWN_IDS + int(self.seen) + torch.arange(len(values), device=values.device)
+        rows = Rows(values, labels, sample_ids)
+        return _Batch(rows, mask, sample_ids[place])
+
+    def _observed(self, rows: Rows) -> Observation:
+        """Return what the policy makes of a batch; changes nothing."""
+        if not self.config.drift.corrects:
+            return Observation(self.drift_state, self.drift_moments, rows.values)
+        reduce = sum_over_ranks if self.config.distributed == "local" and ranks()[0] > 1 else None
+        return self._observer(rows.values, rows.labels, self.drift_state, reduce)
+
+    def _stored(self, seen: Observation) -> Tensor:
+        """Return the rows of this step, (b, d), as they are stored; the policy's state is that of this step."""
+        if not (self.config.drift.corrects and self.config.drift.anchor == "memory"):
+            return seen.stored
+        scale, shift = self.affine()
+        return standardised(seen.stored, torch.stack([shift, scale]))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift (d,) from rows as they are stored to current embeddings; needs a correcting policy."""
+        mean, std = self.drift_moments
+        if self.config.drift.anchor != "memory":
+            return std, mean
+        sharded = self.config.distributed == "sharded" and ranks()[0] > 1
+        reduce = sum_over_ranks if sharded else (lambda tensor: tensor)
+        stored_mean, stored_std = self.queue.moments(std.dtype, self.config.floor, reduce)
+        scale = std / stored_std
+        return scale, mean - scale * stored_mean
+
+    def _put(self, rows: Rows) -> None:
+        """Leave this rank's share of `rows` at the door of the queue."""
+        place = int(self.stored)
+        self.stored += len(rows.labels)
+        if self.config.distributed == "sharded":
+            world, rank = ranks()
+            rows = Rows(*(column[(rank - place) % world :: world] for column in rows))
+        self.queue.put(rows, int(self.step), int(self.cohorts))
+        self.cohorts += 1
+
+    def _reference(self, anchor_ids: Tensor) -> Reference:
+        """Return the rows in the ring, and what makes them current."""
+        queue, count = self.queue, int(self.queue.count) if self.warm else 0
+        scale, shift = self.affine() if self.config.drift.corrects else (None, None)
+        inserted, limit = queue.inserted[:count], self.config.age_limit
+        mask = None
+        if limit is not None:
+            mask = (int(self.step) - inserted <= limit).to(queue.rows.device, non_blocking=True)
+        return Reference(
+            rows=queue.rows[:count],
+            labels=queue.labels[:count],
+            sample_ids=queue.sample_ids[:count],
+            inserted=inserted,
+            mask=mask,
+            scale=scale,
+            shift=shift,
+            renormalise=self.config.normalises,
+            anchor_ids=anchor_ids,
+            step=int(self.step),
+        )
+
+    def _set(self, state: DriftState) -> None:
+        for name, value in state._asdict().items():
+            buffer = getattr(self, f"drift_{name}")
+            setattr(self, f"drift_{name}", value.detach().to(buffer.device))
