@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from longview.bench.train import SETTINGS, bench_train, synthetic_log
 from longview.errors import InputError
@@ -44,3 +45,18 @@ def test_a_measurement_has_its_settings_and_spread(tmp_path: Path) -> None:
 def test_no_epoch_is_no_measurement() -> None:
     with pytest.raises(InputError, match="at least 1"):
         bench_train(epochs=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_it_is_timed_with_graphs_and_without(tmp_path: Path) -> None:
+    synthetic_log(tmp_path / "log", users=400, items=300, median_length=20)
+    settings = ["model.width=16", "batches.batch_size=16", "loop.precision=bf16"]
+    result = bench_train(tmp_path / "log", overrides=settings, epochs=1, device="cuda")
+    without = result["launch_by_launch"]
+    assert result["graphs"] > 0
+    assert without["graphs"] == 0
+    for one in (result, without):
+        assert one["peak_memory_bytes"] > 0
+        assert 0 <= one["idle"] <= 1
+        assert one["epochs"][0]["events"] == result["epochs"][0]["events"]
+    assert without["epochs"][0]["loss"] == pytest.approx(result["epochs"][0]["loss"], rel=0.05)

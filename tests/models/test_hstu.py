@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longview.errors import InputError
 from longview.models.hstu import EPSILON, AttentionConfig, HSTULayer, HSTUStack, LayerConfig, Layout
 
 LENGTHS = [5, 1, 8]
@@ -92,6 +94,33 @@ def test_newest_row_equals_the_full_pass(attention: dict[str, object]) -> None:
     x, layout = batch()
     stack = HSTUStack([build(layer, attention) for layer in LAYERS[:2]])
     torch.testing.assert_close(stack.newest(x, layout), stack(x, layout)[layout.offsets[1:] - 1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", [a for a in ATTENTIONS if "position_bias" not in a], ids=str)
+def test_context_and_targets_follow_the_mask(attention: dict[str, object]) -> None:
+    """Candidates see context, history and themselves; nothing sees them; history sees the context."""
+    x, layout = batch()
+    context, targets = torch.tensor([1, 0, 2]), torch.tensor([2, 0, 3])
+    layout = replace(layout, context_lengths=context, target_lengths=targets)
+    made = build({}, attention)
+    out, start = made(x, layout), int(layout.offsets[2])
+    mask = made.mask.dense(2, 3, 3)
+    for changed in range(8):  # the last sequence: two context tokens, three events, three candidates
+        again = x.clone()
+        again[start + changed] += torch.arange(WIDTH)  # a shift alone the norm would take away
+        moved = (made(again, layout) != out).any(1)
+        assert moved[start:].tolist() == mask[:, changed].tolist()
+        assert not moved[:start].any()
+    stack = HSTUStack([made, build({}, attention)])
+    newest = stack(x, layout)[layout.offsets[1:] - 1 - targets]
+    torch.testing.assert_close(stack.newest(x, layout), newest, rtol=1e-9, atol=1e-9)
+
+
+def test_a_bias_by_distance_refuses_candidates() -> None:
+    x, layout = batch()
+    layout = replace(layout, target_lengths=torch.tensor([2, 0, 3]))
+    with pytest.raises(InputError, match="order of the candidates"):
+        build({}, {"position_bias": True})(x, layout)
 
 
 def test_a_later_event_cannot_change_an_earlier_row() -> None:

@@ -8,6 +8,7 @@ import torch
 from longview.config import parse
 from longview.data.batches import JaggedBatch, batch_of_sequences
 from longview.errors import InputError
+from longview.models.embeddings import Earlier
 from longview.models.interface import VectorRecommender
 from longview.models.retriever import Retriever, RetrieverConfig
 
@@ -57,6 +58,25 @@ def test_positions_count_back_from_the_newest_event() -> None:
     rows = model.embedding(batch_of_sequences([[1, 2, 3, 4]]))
     cut = model.embedding(batch_of_sequences([[3, 4]]))
     assert torch.equal(rows[2:], cut)
+
+
+def test_positions_from_the_start_stay_where_they_are() -> None:
+    """New events leave the positions of earlier ones; beyond the table they share its last row."""
+    model = build(embedding={"positions": "start"}, max_length=3)
+    rows = model.embedding(batch_of_sequences([[1, 1, 1, 1, 1]]))
+    assert torch.equal(rows[:2], model.embedding(batch_of_sequences([[1, 1]])))
+    assert not torch.equal(rows[1], rows[2])
+    assert torch.equal(rows[2], rows[4])
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_events_that_continue_histories_are_embedded_as_in_the_whole(cut: int) -> None:
+    model = build(embedding={"positions": "start", "time_gaps": "previous"})
+    whole = timed([[3, 1, 4, 1, 5]])
+    assert whole.timestamps is not None
+    rest = batch_of_sequences([[3, 1, 4, 1, 5][cut:]], timestamps=whole.timestamps[cut:])
+    earlier = Earlier(torch.tensor([cut]), whole.timestamps[cut - 1 : cut] if cut else torch.tensor([-999]))
+    assert torch.equal(model.embedding(rest, earlier), model.embedding(whole)[cut:])
 
 
 def test_normalised_vectors_have_length_one() -> None:

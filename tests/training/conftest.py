@@ -63,5 +63,6 @@ def tiny_config() -> Callable[..., RunConfig]:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing the curves takes longer than the tiny runs; tests/evaluation looks at them."""
-    monkeypatch.setattr("longview.evaluation.card.draw_curves", lambda *_: False)
+    """Drawing takes longer than the tiny runs; tests/evaluation looks at them."""
+    for name in ("draw_curves", "draw_ranking"):
+        monkeypatch.setattr(f"longview.evaluation.card.{name}", lambda *_: False)

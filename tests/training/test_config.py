@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from longview.data.schema import Schema
 from longview.errors import InputError
 from longview.training.config import RunConfig, preset_names, resolve_config
 
@@ -17,11 +18,13 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_presets_resolve_and_build(name: str) -> None:
     config = resolve_config(name)
     assert config.name == name
-    assert config.model.build(20).num_items == 20
+    actions = ("like", "cart", "buy")
+    schema = Schema(actions=actions if config.model.embedding.actions != "none" else ())
+    assert config.model.build(20, actions, schema).num_items == 20
 
 
 def test_the_designed_presets_exist() -> None:
-    assert {"hstu-small", "hstu-large", "ultra-small", "sasrec"} <= set(preset_names())
+    assert {"hstu-small", "hstu-large", "ultra-small", "sasrec", "ranking-small"} <= set(preset_names())
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

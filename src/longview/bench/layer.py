@@ -24,6 +24,7 @@ from longview.evaluation.environment import environment
 from longview.files import write_json
 from longview.ops.attention import MaskSpec, semi_local_attention
 from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer
+from longview.ops.hstu_layer.counter import draw_seed
 from longview.ops.hstu_layer.reference import reference_layer
 
 Call = Callable[[], object]
@@ -161,7 +162,7 @@ def _outputs(problem: Problem) -> dict[str, Call]:
 
     z, p, s = problem.z.detach(), problem.parameters, problem.settings
     a, u = problem.d_out, _torch_projection(z, p, s)[:, : s.gate]
-    gate = Gate(p.attention_norm_weight, p.attention_norm_bias, s.groups, s.epsilon, s.dropout, seed=1)
+    gate = Gate(p.attention_norm_weight, p.attention_norm_bias, s.groups, s.epsilon, s.dropout, draw_seed("cuda"))
     compiled = torch.compile(_torch_output)
 
     def ours() -> Tensor:

@@ -26,11 +26,12 @@ from longview.training.optimiser import build_optimiser
 
 TOKENS, WIDTH, LAYERS, HEADS, ITEMS, NEGATIVES, GROUPS = 65536, 512, 8, 4, 100_000, 256, 64
 WINDOW, PREFIX = 256, 128
+LARGEST = 16  # kernels that are listed by name
 PEAK = 989e12  # dense bf16 operations a second in the data sheet of an H100 or H200, the usual denominator of MFU
 FAMILIES = (
     ("attention", ("attention_forward", "attention_backward")),
     ("loss", ("softmax", "full_", "sampled_", "negatives")),
-    ("products", ("gemm", "nvjet", "cutlass", "project_kernel", "product_kernel", "projection", "output_kernel")),
+    ("products", ("gemm", "nvjet", "cutlass", "splitkreduce", "project_", "output_")),
 )
 METHOD = (
     f"{LAYERS} layers, width {WIDTH}, {HEADS} heads, {TOKENS:,} tokens a step in sequences of equal length, bfloat16 "
@@ -85,8 +86,7 @@ def _measure(length: int, rounds: int) -> list[dict[str, Any]]:
                 "useful_teraflop": round(work / 1e12, 3),
                 "mfu": round(timing.rate(work) / PEAK, 4),
                 "times_faster_than_full": round(full / timing.median, 3),
-                "share_of_step": _shares(graphs[name].replay),
-                "share_launch_by_launch": _shares(steps[name]),
+                **_profile(graphs[name].replay),
             }
         )
     return rows
@@ -178,7 +178,7 @@ def _kept(length: int, window: int, prefix: int, recompute: str) -> int:
     """Return the bytes that the layers of one forward pass keep for backward, the stream between them included."""
     model, batch = _model(length, window, prefix, recompute), _batch(length)
     with torch.autocast("cuda", torch.bfloat16):
-        x = model._stream(batch)
+        x = model.stream(batch)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         out = model.stack(x, Layout(batch.offsets, batch.max_length))
@@ -194,20 +194,26 @@ def _useful(mask: MaskSpec, length: int) -> float:
     return products + attention + 6 * WIDTH * (NEGATIVES + 1) * TOKENS
 
 
-def _shares(step: Callable[[], object], steps: int = 3) -> dict[str, float]:
-    """Return the share of the time of a few steps that each family of kernels takes, and what is idle."""
+def _profile(step: Callable[[], object], steps: int = 3) -> dict[str, Any]:
+    """Return the share of a few steps that each family of kernels takes and what is idle, and the largest kernels."""
     step()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         for _ in range(steps):
             step()
         torch.cuda.synchronize()
     kernels = [event for event in recorded.events() if "CUDA" in str(event.device_type)]
-    begin, end = min(e.time_range.start for e in kernels), max(e.time_range.end for e in kernels)
-    spent: dict[str, float] = {}
+    whole = max(e.time_range.end for e in kernels) - min(e.time_range.start for e in kernels)
+    families: dict[str, float] = {}
+    names: dict[str, float] = {}
     for event in kernels:
-        name = event.name.lower()
+        time, name = event.time_range.elapsed_us(), event.name.lower()
         family = next((f for f, words in FAMILIES if any(word in name for word in words)), "element-wise and other")
-        spent[family] = spent.get(family, 0.0) + event.time_range.elapsed_us()
-    shares = {family: round(time / (end - begin), 4) for family, time in sorted(spent.items())}
-    return {**shares, "idle": round(max(0.0, 1 - sum(spent.values()) / (end - begin)), 4)}
+        families[family] = families.get(family, 0.0) + time
+        names[event.name] = names.get(event.name, 0.0) + time
+    shares = {family: round(time / whole, 4) for family, time in sorted(families.items())}
+    largest = sorted(names, key=lambda name: -names[name])[:LARGEST]
+    return {
+        "share_of_step": {**shares, "idle": round(max(0.0, 1 - sum(families.values()) / whole), 4)},
+        "largest_kernels_ms": {name[:80]: round(names[name] / steps / 1e3, 3) for name in largest},
+    }

@@ -49,12 +49,43 @@ def attention_bench(
         draw_attention(plot, result)
 
 
+@bench_app.command("tune")
+def tune_bench(
+    head_dim: Annotated[int, typer.Option(help="Numbers a head.")] = 128,
+    heads: Annotated[int, typer.Option(help="Heads.")] = 4,
+    local_window: Annotated[int, typer.Option(help="Newest keys a row sees; 0 = all.")] = 256,
+    global_size: Annotated[int, typer.Option(help="Prefix keys every row sees.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens of a history.")] = 4096,
+    rounds: Rounds = 10,
+    json: JsonFile = None,
+) -> None:
+    """Find the fastest block sizes of the attention kernels for a shape on this GPU, and the settings that use them."""
+    from longview.bench.tune import Shape, tune_attention
+
+    shape = Shape(head_dim, heads, local_window, global_size, length)
+    result = tune_attention(shape, json, rounds=rounds, progress=note)
+    note("to use them: longview train … " + " ".join(f"--set {setting}" for setting in result["set"]))
+    _deliver(result, json)
+
+
 @bench_app.command("layer")
 def layer_bench(rounds: Rounds = 20, json: JsonFile = None) -> None:
     """Time the fused HSTU layer on a GPU beside bare matrix products, eager and compiled torch."""
     from longview.bench.layer import bench_layer
 
     _deliver(bench_layer(json, rounds=rounds), json)
+
+
+@bench_app.command("quantisation")
+def quantisation_bench(
+    rounds: Rounds = 20,
+    table_rows: Annotated[int, typer.Option(help="Rows of the embedding table, of 512 values.")] = 10_000_000,
+    json: JsonFile = None,
+) -> None:
+    """Time FP8 products and lookups in INT4 and INT8 tables on a GPU beside bfloat16."""
+    from longview.bench.quantisation import bench_quantisation
+
+    _deliver(bench_quantisation(json, rounds=rounds, table_rows=table_rows), json)
 
 
 @bench_app.command("loss")
@@ -65,6 +96,35 @@ def loss_bench(rounds: Rounds = 20, json: JsonFile = None) -> None:
     _deliver(bench_loss(rounds=rounds), json)
 
 
+@bench_app.command("memory-loss")
+def memory_loss_bench(
+    rounds: Rounds = 20,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    peer: Annotated[bool, typer.Option(help="Also time pytorch-metric-learning, where it is installed.")] = False,
+    json: JsonFile = None,
+) -> None:
+    """Time the losses between a batch and a memory beside plain torch and pytorch-metric-learning."""
+    from longview.bench.memory_loss import bench_memory_loss
+
+    _deliver(bench_memory_loss(json, device=device, rounds=rounds, peer=peer), json)
+
+
+@bench_app.command("balance")
+def balance_bench(
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared data set: simulate its histories too, beside made-up lifelong ones.")
+    ] = None,
+    ranks: Annotated[int, typer.Option(help="Simulated ranks.")] = 8,
+    steps: Annotated[int, typer.Option(help="Simulated steps.")] = 300,
+    rounds: Rounds = 20,
+    json: JsonFile = None,
+) -> None:
+    """Compare full histories, stochastic length and its load-balanced form: simulated ranks, and two processes."""
+    from longview.bench.balance import bench_balance
+
+    _deliver(bench_balance(json, data=data, ranks=ranks, steps=steps, rounds=rounds, progress=note), json)
+
+
 @bench_app.command("step")
 def step_bench(
     rounds: Annotated[int, typer.Option(help="Timed steps of each setting.")] = 10, json: JsonFile = None
@@ -73,6 +133,18 @@ def step_bench(
     from longview.bench.step import bench_step
 
     _deliver(bench_step(json, rounds=rounds), json)
+
+
+@bench_app.command("memory-step")
+def memory_step_bench(
+    rounds: Annotated[int, typer.Option(help="Timed steps of each provider.")] = 100,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: JsonFile = None,
+) -> None:
+    """Time training steps with an embedding memory, for each way to correct its drift."""
+    from longview.bench.memory_step import bench_memory_step
+
+    _deliver(bench_memory_step(json, device=device, rounds=rounds), json)
 
 
 @bench_app.command("recommend")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from longview.data.dataset import PreparedData
 
 
+SHOWN = ("hr@10", "ndcg@10", "ne", "auc", "gauc")
+
+
 def study_command(
     config: Annotated[
         str, typer.Argument(metavar="NAME|FILE.yaml", help="Preset or file, for example configs/x.yaml.")
@@ -62,8 +65,11 @@ def study_command(
         progress=make_progress(Console(stderr=True)) if parallel == 1 else None,
     )
     write_json(json, summary)
-    for name in ("hr@10", "ndcg@10"):
+    for name in [n for n in SHOWN if n in summary["mean"]] or list(summary["mean"]):
         say(f"{name}: {summary['mean'][name]:.4f} ± {summary['std'][name]:.4f} over {len(numbers)} seeds")
+    for other in summary.get("baselines", []):
+        shown = ", ".join(f"{n} {other['metrics'][n]:.4f}" for n in SHOWN if n in other["metrics"])
+        say(f"beside it, {other['name']}: {shown}")
     say(f"Written to {json}")
 
 

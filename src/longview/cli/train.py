@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from longview.training.config import RunConfig
 
 DEFAULT = "hstu-small"
+NEXT = {"evaluate": " --split validation", "recommend": " --user ID"}
 
 
 def train_command(
@@ -28,7 +29,7 @@ def train_command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    baselines: Annotated[bool, typer.Option(help="Evaluate popularity, item-kNN and EASE beside the model.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Evaluate the baselines beside the model.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
     """Train a model, keep what is best on validation, evaluate it once on test. Ctrl-C leaves a checkpoint."""
@@ -37,6 +38,7 @@ def train_command(
     from longview.cli.reports import show_reports
     from longview.data.dataset import PreparedData
     from longview.training import train
+    from longview.training.distributed import speaks
     from longview.training.progress import make_progress
 
     chosen = _config(config, set_ or [], out, resume)
@@ -49,13 +51,18 @@ def train_command(
         progress=make_progress(Console(stderr=True)),
         baselines=baselines,
     )
+    if not speaks():
+        return
     if json:
         emit_json(result.to_dict())
         return
-    show_reports([result.test, *result.baselines])
-    for name, reason in result.skipped.items():
-        note(f"{name} skipped: {reason}")
-    say(f"\nThe result card is {out / 'card.md'}. Next:\n  longview recommend {out} --user ID")
+    for outcome in (result.outcome, *result.further):
+        show_reports([outcome.test, *outcome.baselines.reports])
+        for name, reason in outcome.baselines.skipped.items():
+            note(f"{name} skipped: {reason}")
+        say()
+    following = "evaluate" if chosen.task == "ranking" else "recommend"
+    say(f"The result card is {out / 'card.md'}. Next:\n  longview {following} {out}{NEXT[following]}")
 
 
 def _config(name: str | None, overrides: list[str], out: Path, resume: bool) -> RunConfig:

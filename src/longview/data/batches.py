@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from longview.data.dataset import PreparedData
+from longview.data.schema import Inputs
+from longview.data.share import Share
 from longview.data.splits import EvaluationSet
+from longview.data.stochastic_length import LoadBalancer, StochasticLength, StochasticLengthConfig
 from longview.errors import InputError
 
 Rows = npt.NDArray[np.int64]
@@ -22,11 +25,16 @@ Windows = Literal["latest", "random", "all"]
 
 @dataclass(frozen=True)
 class JaggedBatch:
-    """Histories end to end.
+    """Sequences end to end: histories, each with the candidates of one request behind it where there are any.
 
     `items` (total,) int64 catalogue indices; `offsets` (batch + 1,) int64; `timestamps` (total,) int64 seconds
-    or None; `actions` (total,) int64 bitmasks or None; `targets` (total,) int64, the item after each event
-    (training only).
+    or None; `actions` (total,) int64 bitmasks or None; `strengths` (total, s) float32, NaN where an event has none;
+    `targets` (total,) int64, the item after each event (training only; −1 at those that train no query); `counted`
+    (total,) bool, false for the padding at the end that fills a batch to a fixed shape (`data.padding`), or None where
+    nothing is padding.
+
+    `context` (batch, features) int64 codes of each user, 0 unknown. `target_lengths` (batch,) int64: so many tokens at
+    the end of each sequence are candidates, `labels` (candidates, tasks) float32 what came of them, NaN unknown.
     """
 
     items: Tensor
@@ -34,6 +42,11 @@ class JaggedBatch:
     timestamps: Tensor | None = None
     actions: Tensor | None = None
     targets: Tensor | None = None
+    counted: Tensor | None = None
+    strengths: Tensor | None = None
+    context: Tensor | None = None
+    target_lengths: Tensor | None = None
+    labels: Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -48,18 +61,23 @@ class JaggedBatch:
         """Longest history; computed once, on the host, before the batch moves to a device."""
         return int(self.offsets.diff().max()) if self.num_sequences else 0
 
+    @cached_property
+    def host_offsets(self) -> Tensor:
+        """`offsets` on the host, so that asking for sizes waits for no device."""
+        return self.offsets.cpu()
+
     def to(self, device: torch.device | str) -> JaggedBatch:
         """Return the batch on `device`."""
-        longest = self.max_length
+        known = {"max_length": self.max_length, "host_offsets": self.host_offsets}
         moved = replace(
             self,
             **{
                 name: value.to(device, non_blocking=True)
                 for name, value in vars(self).items()
-                if isinstance(value, Tensor)
+                if isinstance(value, Tensor) and name not in known
             },
         )
-        vars(moved)["max_length"] = longest
+        vars(moved).update(known)
         return moved
 
 
@@ -82,10 +100,12 @@ def gather(
     *,
     targets: bool = False,
     shuffle_ties: np.random.Generator | None = None,
+    inputs: Inputs | None = None,
 ) -> JaggedBatch:
     """Return events [starts, ends) of `data` as a batch; with `targets`, each row's next event as its target.
 
-    `shuffle_ties` draws a new order of the events of one history that share a timestamp (the target included).
+    `inputs` adds strengths and context. `shuffle_ties` draws a new order of the events of one history that share a
+    timestamp (the target included).
     """
     rows, offsets = jagged_rows(starts, ends)
     following = rows + 1
@@ -97,7 +117,25 @@ def gather(
         timestamps=None if data.timestamps is None else _column(data.timestamps, rows),
         actions=None if data.actions is None else _column(data.actions, rows),
         targets=_column(data.items, following) if targets else None,
+        strengths=strengths_of(inputs, rows),
+        context=context_of(inputs, data, starts),
     )
+
+
+def strengths_of(inputs: Inputs | None, rows: Rows) -> Tensor | None:
+    """Return the strengths of event `rows` (n,), (n, s) float32, NaN at row −1; None where none are read."""
+    if inputs is None or not inputs.strengths:
+        return None
+    values = np.stack([column[rows] for column in inputs.strengths], axis=1).astype(np.float32)
+    values[rows < 0] = np.nan
+    return torch.from_numpy(values)
+
+
+def context_of(inputs: Inputs | None, data: PreparedData, starts: Rows) -> Tensor | None:
+    """Return the context codes (n, features) of the users whose events the rows `starts` (n,) are, or None."""
+    if inputs is None or inputs.context is None:
+        return None
+    return torch.from_numpy(inputs.context[np.searchsorted(data.offsets, starts, side="right") - 1])
 
 
 def _shuffled(
@@ -124,7 +162,11 @@ class TrainingBatches:
             or `all` of it as several sequences.
         shuffle_ties: draw the order of a user's events that share a timestamp anew in every epoch; where the log's
             order within a day means nothing, this teaches the model so.
-        seed: order and windows depend on (seed, epoch) alone, so a run resumes at any (epoch, step).
+        stochastic_length: which of the long ones train whole. Where load is balanced, `token_budget` holds on average.
+        inputs: strengths and context that the model reads too.
+        seed: order and windows depend on (seed, epoch) alone, so a run resumes at any (epoch, step), where load is
+            balanced with the `tensors` that it had there.
+        share: which part of each batch this process trains on.
     """
 
     def __init__(
@@ -136,11 +178,13 @@ class TrainingBatches:
         token_budget: int | None = None,
         windows: Windows = "latest",
         shuffle_ties: bool = False,
+        stochastic_length: StochasticLengthConfig | None = None,
+        inputs: Inputs | None = None,
         seed: int = 0,
+        share: Share | None = None,
     ) -> None:
-        if batch_size is None and token_budget is None:
-            raise InputError("batches need a batch_size or a token_budget")
-        self.data = data
+        check_size(batch_size, token_budget)
+        self.data, self.inputs, self.share = data, inputs, share or Share()
         self.max_length, self.batch_size, self.token_budget = max_length, batch_size, token_budget
         self.windows, self.shuffle_ties, self.seed = windows, shuffle_ties, seed
         start, end = data.offsets[:-1], data.split.train_end - 1  # the last training event is only a target
@@ -151,24 +195,51 @@ class TrainingBatches:
                 "check the user and time columns, or lower the filters"
             )
         self._start, self._end = start[trained], end[trained]
+        self._rule: StochasticLength | None = None
+        self._balancer: LoadBalancer | None = None
+        if stochastic_length is not None:
+            self._rule, self._balancer = stochastic_length.build(max_length, self.share)
 
     def steps(self, epoch: int) -> int:
         """Return the number of batches of `epoch`."""
-        return len(self._plan(epoch)[2])
+        return len(self._plan(epoch)[3])
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[JaggedBatch]:
         """Yield the batches of `epoch` from `first_step` on."""
-        starts, ends, groups = self._plan(epoch)
+        starts, ends, sizes, groups = self._plan(epoch)
         for step, group in enumerate(groups[first_step:], first_step):
+            mine = self.share.of(group)
+            start, end = starts[mine], ends[mine]
             # A generator a step, so that a resumed epoch draws what an uninterrupted one would.
-            ties = np.random.default_rng((self.seed, epoch, step)) if self.shuffle_ties else None
-            yield gather(self.data, starts[group], ends[group], targets=True, shuffle_ties=ties)
+            place = (self.seed, epoch, step, self.share.rank)
+            if self._balancer is not None:
+                size = len(group) if self.batch_size else sizes[group].sum()
+                drawn = self._balancer.draw(end - start, size / self.share.world, np.random.default_rng((*place, 1)))
+                start = end - drawn
+            ties = np.random.default_rng(place) if self.shuffle_ties else None
+            yield gather(self.data, start, end, targets=True, shuffle_ties=ties, inputs=self.inputs)
 
-    def _plan(self, epoch: int) -> tuple[Rows, Rows, list[Rows]]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must keep besides (epoch, step)."""
+        return {} if self._balancer is None else self._balancer.tensors()
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Undo `tensors`."""
+        if self._balancer is not None:
+            self._balancer.load_tensors(tensors)
+
+    def _plan(self, epoch: int) -> tuple[Rows, Rows, Rows, list[Rows]]:
+        """Return the sequences as rows [starts, ends), how many tokens each is reckoned as, and those of each batch."""
         generator = np.random.default_rng((self.seed, epoch))
         starts, ends = self._sequences(generator)
         order = generator.permutation(len(starts))
-        return starts, ends, self._groups(order, (ends - starts)[order])
+        sizes = ends - starts
+        if self._balancer is not None:  # draws at each step, so the plan goes by what is expected
+            sizes = np.ceil(self._balancer.rule.expected(sizes)).astype(np.int64)
+        elif self._rule is not None:
+            sizes = self._rule.draw(sizes, generator)
+            starts = ends - sizes
+        return starts, ends, sizes, batch_groups(order, sizes[order], self.batch_size, self.token_budget)
 
     def _sequences(self, generator: np.random.Generator) -> tuple[Rows, Rows]:
         start, end = self._start, self._end
@@ -183,16 +254,31 @@ class TrainingBatches:
         stop = np.repeat(end, count) - piece * self.max_length
         return np.maximum(stop - self.max_length, np.repeat(start, count)), stop
 
-    def _groups(self, order: Rows, lengths: Rows) -> list[Rows]:
-        if self.batch_size is not None:
-            return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        groups, begin, filled = [], 0, 0
-        for at, length in enumerate(lengths.tolist()):
-            if filled and filled + length > (self.token_budget or 0):
-                groups.append(order[begin:at])
-                begin, filled = at, 0
-            filled += length
-        return [*groups, order[begin:]]
+
+def check_size(batch_size: int | None, token_budget: int | None) -> None:
+    """Refuse batches of no size.
+
+    Raises:
+        InputError: neither a number of sequences nor one of tokens.
+    """
+    if batch_size is None and token_budget is None:
+        raise InputError("batches need a batch_size or a token_budget")
+
+
+def batch_groups(order: Rows, lengths: Rows, batch_size: int | None, token_budget: int | None) -> list[Rows]:
+    """Return `order` (n,), the numbers of sequences of `lengths` (n,), in runs of one batch each.
+
+    A batch has `batch_size` sequences, or where that is None as many as fit in `token_budget` (at least one).
+    """
+    if batch_size is not None:
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    groups, begin, filled = [], 0, 0
+    for at, length in enumerate(lengths.tolist()):
+        if filled and filled + length > (token_budget or 0):
+            groups.append(order[begin:at])
+            begin, filled = at, 0
+        filled += length
+    return [*groups, order[begin:]]
 
 
 class HistoryBatches:
@@ -202,9 +288,15 @@ class HistoryBatches:
     """
 
     def __init__(
-        self, data: PreparedData, chosen: EvaluationSet, *, max_length: int | None, token_budget: int = 32_768
+        self,
+        data: PreparedData,
+        chosen: EvaluationSet,
+        *,
+        max_length: int | None,
+        token_budget: int = 32_768,
+        inputs: Inputs | None = None,
     ) -> None:
-        self.data, self.chosen, self.token_budget = data, chosen, token_budget
+        self.data, self.chosen, self.token_budget, self.inputs = data, chosen, token_budget, inputs
         longest = chosen.target - chosen.start if max_length is None else max_length
         self._start = np.maximum(chosen.start, chosen.target - longest)
 
@@ -216,7 +308,7 @@ class HistoryBatches:
             stop = begin + max(1, int(np.count_nonzero(within)))
             yield (
                 slice(begin, stop),
-                gather(self.data, self._start[begin:stop], self.chosen.target[begin:stop]),
+                gather(self.data, self._start[begin:stop], self.chosen.target[begin:stop], inputs=self.inputs),
             )
             begin = stop
 

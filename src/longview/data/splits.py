@@ -117,8 +117,8 @@ def _leave_last_out(spec: SplitSpec, offsets: Rows) -> Split:
 
 def _global_time(spec: SplitSpec, offsets: Rows, timestamps: npt.NDArray[np.int64]) -> Split:
     start, end = offsets[:-1], offsets[1:]
-    train_end = start + _count_until(timestamps, offsets, spec.validation_after)
-    test_start = start + _count_until(timestamps, offsets, spec.test_after)
+    train_end = start + count_until(timestamps, offsets, spec.validation_after)
+    test_start = start + count_until(timestamps, offsets, spec.test_after)
     return Split(
         spec,
         train_end,
@@ -127,7 +127,8 @@ def _global_time(spec: SplitSpec, offsets: Rows, timestamps: npt.NDArray[np.int6
     )
 
 
-def _count_until(timestamps: npt.NDArray[np.int64], offsets: Rows, limit: int | None) -> Rows:
+def count_until(timestamps: npt.NDArray[np.int64], offsets: Rows, limit: int | None) -> Rows:
+    """Return how many events of each user are at or before `limit` seconds, (num_users,) int64."""
     assert limit is not None, "resolve() fills the time cuts in"
     low, high = offsets[:-1].copy(), offsets[1:].copy()  # bisection of all users at once: times are sorted
     while (low < high).any():

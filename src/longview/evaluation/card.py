@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from longview.evaluation.curves import draw_curves
+from longview.evaluation.markdown import table
+from longview.evaluation.ranking_card import beaten_by, headline, is_ranking
+from longview.evaluation.ranking_card import sections as ranking_sections
+from longview.evaluation.ranking_curves import draw_ranking
 from longview.files import atomic_file, write_json
 
 COLUMNS = {
@@ -29,29 +33,40 @@ def write_card(directory: Path, result: Mapping[str, Any]) -> None:
     Each file is written atomically, `result.json` first. `result` has `name`, `seed`, `test` (a report as
     `Report.to_dict` makes it) and may have `validation`, `baselines` (reports), `skipped` (baseline to reason),
     `history` (one mapping an epoch: `epoch`, `loss`, metrics), `best_epoch`, `epochs`, `stopped`, `seconds`,
-    `selected_by`, `data`, `config`, `environment`, `command` and `notes`; what is absent is left out of the card.
+    `selected_by`, `data`, `config`, `environment`, `command`, `notes`, and `further` (`test`, `validation`, `baselines`
+    of what else the model was trained for); what is absent is left out of the card. A report of ranking is one that
+    `ImpressionReport.to_dict` made; where it is further, its picture is `ranking.png`.
     """
     directory = Path(directory)
     write_json(directory / "result.json", result)
-    drawn = draw_curves(directory / "curves.png", result)
+    if is_ranking(result["test"]):
+        drawn = draw_ranking(directory / "curves.png", result, result)
+    else:
+        drawn = draw_curves(directory / "curves.png", result)
+    for outcome in _rankings(result):
+        draw_ranking(directory / "ranking.png", {**result, "history": []}, outcome)
     with atomic_file(directory / "card.md") as work:
         work.write_text(render_card(result, drawn=drawn), encoding="utf-8")
 
 
 def render_card(result: Mapping[str, Any], *, drawn: bool) -> str:
     """Return the card as Markdown; `drawn` says whether there is a `curves.png` to show."""
+    ranks = is_ranking(result["test"])
     picture = (
-        "![Loss, metrics and groups](curves.png)"
+        f"![{'Loss, baselines and reliability' if ranks else 'Loss, metrics and groups'}](curves.png)"
         if drawn
         else "No picture: matplotlib is not installed (`pip install 'longview[plots]'`)."
     )
+    further = _rankings(result)
+    if further and drawn:
+        picture += "\n\n![Ranking: baselines and reliability](ranking.png)"
+    main = ranking_sections(result) if ranks else [_comparison(result), _groups(result), _protocol(result["test"])]
     sections = [
         f"# {result['name']} on {result['test']['data']}",
-        _summary(result),
+        " ".join([_summary(result), *(headline(outcome["test"]) + beaten_by(outcome) for outcome in further)]),
         picture,
-        _comparison(result),
-        _groups(result),
-        _protocol(result["test"]),
+        *main,
+        *(section for outcome in further for section in ranking_sections(outcome)),
         _data(result),
         _settings(result),
         _circumstances(result),
@@ -59,8 +74,15 @@ def render_card(result: Mapping[str, Any], *, drawn: bool) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def _rankings(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what else the model was trained for that is ranking."""
+    return [outcome for outcome in result.get("further", []) if is_ranking(outcome["test"])]
+
+
 def _summary(result: Mapping[str, Any]) -> str:
     test, metrics = result["test"], result["test"]["metrics"]
+    if is_ranking(test):
+        return " ".join([headline(test), *_training(result)]) + beaten_by(result)
     parts = [
         f"**HR@10 {_figure(test, 'hr@10')}, NDCG@10 {_figure(test, 'ndcg@10')}** on {test['split']}, "
         f"{test['num_users']:,} users, {test['num_items']:,} items."
@@ -68,6 +90,15 @@ def _summary(result: Mapping[str, Any]) -> str:
     validation = result.get("validation")
     if validation:
         parts.append(f"Validation: NDCG@10 {validation['metrics']['ndcg@10']:.4f}.")
+    parts += _training(result)
+    best = max(result.get("baselines", []), key=lambda r: r["metrics"]["ndcg@10"], default=None)
+    if best is not None and best["metrics"]["ndcg@10"] > metrics["ndcg@10"]:
+        parts.append(f"**The baseline {best['name']} is better than this model.**")
+    return " ".join(parts)
+
+
+def _training(result: Mapping[str, Any]) -> list[str]:
+    parts = []
     if "epochs" in result:
         why = {"patience": "no better epoch came", "epochs": "all epochs done", "max_minutes": "time was up"}
         stopped = why.get(result.get("stopped") or "", result.get("stopped") or "")
@@ -77,10 +108,7 @@ def _summary(result: Mapping[str, Any]) -> str:
             + (f", selected by {result['selected_by']}" if "selected_by" in result else "")
             + (f", in {_duration(result['seconds'])}." if "seconds" in result else ".")
         )
-    best = max(result.get("baselines", []), key=lambda r: r["metrics"]["ndcg@10"], default=None)
-    if best is not None and best["metrics"]["ndcg@10"] > metrics["ndcg@10"]:
-        parts.append(f"**The baseline {best['name']} is better than this model.**")
-    return " ".join(parts)
+    return parts
 
 
 def _comparison(result: Mapping[str, Any]) -> str:
@@ -93,7 +121,7 @@ def _comparison(result: Mapping[str, Any]) -> str:
         name = f"**{report['name']}**" if report is result["test"] else report["name"]
         rows.append([name, *(_figure(report, column) for column in columns)])
     text = f"## Beside the baselines, on {result['test']['split']}\n\n"
-    text += _table(["model", *(COLUMNS[c] for c in columns)], rows)
+    text += table(["model", *(COLUMNS[c] for c in columns)], rows)
     text += (
         "\n\nIn brackets: 95 % bootstrap intervals over users. Coverage is the share of the catalogue in any top 10, "
         "novelty the mean information of a recommended item, popular the share of places taken by the most popular "
@@ -116,7 +144,7 @@ def _groups(result: Mapping[str, Any]) -> str:
         ]
         for g in groups
     ]
-    return "## By length of history\n\n" + _table(["events before the target", "users", "HR@10", "NDCG@10"], rows)
+    return "## By length of history\n\n" + table(["events before the target", "users", "HR@10", "NDCG@10"], rows)
 
 
 def _protocol(test: Mapping[str, Any]) -> str:
@@ -162,11 +190,6 @@ def _figure(report: Mapping[str, Any], name: str) -> str:
         return f"{value:.1%}"
     interval = report.get("intervals", {}).get(name) if name in WITH_INTERVAL else None
     return f"{value:.4f}" + (f" ({interval[0]:.4f}–{interval[1]:.4f})" if interval else "")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])
 
 
 def _plain(value: object) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from longview.evaluation.impression_report import lower_is_better
 from longview.files import atomic_file
 
 INK, MUTED, GRID = "#1f2933", "#8a94a0", "#e6e9ed"
@@ -21,23 +23,28 @@ def draw_curves(path: Path, result: Mapping[str, Any]) -> bool:
     Left, training loss and the validation metric by epoch; middle, the model beside its baselines with 95 %
     intervals; right, the same by length of history. What the result does not hold is not drawn.
     """
+    reports = [result["test"], *result.get("baselines", [])]
+    panels = [learning] if result.get("history") else []
+    panels += [_comparison] if len(reports) > 1 else []
+    panels += [_by_history] if len(result["test"].get("groups", [])) > 1 else []
+    return draw(path, [partial(panel, result=result) for panel in panels], _title(result))
+
+
+def draw(path: Path, panels: Sequence[Callable[[Any], None]], title: str) -> bool:
+    """Draw `panels`, each given its axes, side by side to the PNG file `path`; return False without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         return False
-    reports = [result["test"], *result.get("baselines", [])]
-    panels = [_learning] if result.get("history") else []
-    panels += [_comparison] if len(reports) > 1 else []
-    panels += [_by_history] if len(result["test"].get("groups", [])) > 1 else []
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     figure = Figure(figsize=(5.2 * max(1, len(panels)), 4.3), dpi=150, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
-        _plain(axes)
-        panel(axes, result)
-    figure.suptitle(_title(result), x=0.012, ha="left", fontsize=13, color=INK, fontweight="bold")
+        plain(axes)
+        panel(axes)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=13, color=INK, fontweight="bold")
     with atomic_file(path) as work:
         figure.savefig(work, format="png", metadata={"Software": None})
     return True
@@ -48,7 +55,8 @@ def _title(result: Mapping[str, Any]) -> str:
     return f"{result['name']} on {test['data']}: HR@10 {test['metrics'][METRIC]:.4f} on test"
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
+    """Take away what says nothing."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -58,11 +66,13 @@ def _plain(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _heading(axes: Any, text: str) -> None:
+def heading(axes: Any, text: str) -> None:
+    """Write what a panel shows above it."""
     axes.set_title(text, loc="left", fontsize=10.5, color=INK, pad=10)
 
 
-def _learning(axes: Any, result: Mapping[str, Any]) -> None:
+def learning(axes: Any, result: Mapping[str, Any]) -> None:
+    """Draw training loss and the validation metric that selected the weights, by epoch."""
     history: Sequence[Mapping[str, Any]] = result["history"]
     metric = str(result.get("selected_by", "validation ndcg@10")).split()[-1]
     seen = [(r["epoch"], r[metric]) for r in history if metric in r]
@@ -71,11 +81,11 @@ def _learning(axes: Any, result: Mapping[str, Any]) -> None:
     axes.set_ylabel("training loss", color=LOSS, fontsize=9.5)
     axes.set_xlabel("epoch", color=MUTED, fontsize=9.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _heading(axes, f"Training loss and validation {metric.upper()}")
+    heading(axes, f"Training loss and validation {metric.upper()}")
     if not seen:
         return
     right = axes.twinx()
-    _plain(right)
+    plain(right)
     right.grid(visible=False)
     right.plot(*zip(*seen, strict=True), color=MODEL, linewidth=1.8, **dots)
     right.set_ylabel(f"validation {metric.upper()}", color=MODEL, fontsize=9.5)
@@ -84,9 +94,10 @@ def _learning(axes: Any, result: Mapping[str, Any]) -> None:
         right.plot(*best[0], "o", color=MODEL, markersize=7, markeredgecolor="white", markeredgewidth=1.5)
         low, high = right.get_ylim()
         right.set_ylim(low, high + 0.1 * (high - low))
+        up = 1 if lower_is_better(metric) else -1  # the best of what should be low is at the bottom
         right.annotate(
-            f"best {best[0][1]:.4f}\nepoch {best[0][0]}", best[0], (0, -14), textcoords="offset points",
-            ha="center", va="top", fontsize=9, color=MODEL,
+            f"best {best[0][1]:.4f}\nepoch {best[0][0]}", best[0], (0, 14 * up), textcoords="offset points",
+            ha="center", va="bottom" if up > 0 else "top", fontsize=9, color=MODEL,
         )  # fmt: skip
 
 
@@ -96,10 +107,10 @@ def _comparison(axes: Any, result: Mapping[str, Any]) -> None:
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks([])
     axes.set_yticks(range(len(reports)), [r["name"] for r in reports])
-    colours = _colours(result)
+    paint = colours(result)
     for place, report in enumerate(reports):
         ours, value = report is result["test"], report["metrics"][METRIC]
-        axes.barh(place, value, height=0.62, color=colours[report["name"]])
+        axes.barh(place, value, height=0.62, color=paint[report["name"]])
         low, high = report.get("intervals", {}).get(METRIC, (value, value))
         axes.plot([low, high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
         axes.annotate(
@@ -108,16 +119,16 @@ def _comparison(axes: Any, result: Mapping[str, Any]) -> None:
         )  # fmt: skip
         axes.get_yticklabels()[place].set(color=MODEL if ours else INK, fontweight="bold" if ours else "normal")
     axes.set_xlim(0, 1.2 * max(r.get("intervals", {}).get(METRIC, (0, r["metrics"][METRIC]))[1] for r in reports))
-    _heading(axes, "HR@10 on test, with 95 % intervals")
+    heading(axes, "HR@10 on test, with 95 % intervals")
 
 
 def _by_history(axes: Any, result: Mapping[str, Any]) -> None:
     groups = result["test"]["groups"]
     places = {group["from"]: place for place, group in enumerate(groups)}
-    colours = _colours(result)
+    paint = colours(result)
     ends = []
     for report in [*result.get("baselines", []), result["test"]]:
-        ours, colour = report is result["test"], colours[report["name"]]
+        ours, colour = report is result["test"], paint[report["name"]]
         known = [group for group in report.get("groups", []) if group["from"] in places]
         if not known:
             continue
@@ -130,7 +141,7 @@ def _by_history(axes: Any, result: Mapping[str, Any]) -> None:
     axes.set_xticks(range(len(groups)), [f"{_range(g)}\n{g['users']:,}" for g in groups])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("events before the target; users", color=MUTED, fontsize=9.5)
-    _heading(axes, "HR@10 by length of history")
+    heading(axes, "HR@10 by length of history")
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], place: int) -> None:
@@ -145,7 +156,8 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], place: int) -
         )  # fmt: skip
 
 
-def _colours(result: Mapping[str, Any]) -> dict[str, str]:
+def colours(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the colour of the model and of each baseline, by name."""
     others = {r["name"]: OTHERS[i % len(OTHERS)] for i, r in enumerate(result.get("baselines", []))}
     return others | {result["test"]["name"]: MODEL}
 

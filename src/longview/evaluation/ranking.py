@@ -13,6 +13,7 @@ from torch import Tensor
 
 from longview.data.batches import HistoryBatches, jagged_rows
 from longview.data.dataset import PreparedData
+from longview.data.schema import Inputs, Schema
 from longview.data.splits import EvaluationSet
 from longview.errors import InputError, LongviewError
 from longview.models.baselines.log import training_counts
@@ -126,6 +127,12 @@ def evaluation_mode(model: Recommender) -> Iterator[None]:
         model.train()
 
 
+def inputs_of(model: object, data: PreparedData) -> Inputs | None:
+    """Return the strengths and context of `data` that `model` reads, or None for one that reads items and times."""
+    schema = getattr(model, "schema", None)
+    return Inputs.of(schema, data) if isinstance(schema, Schema) else None
+
+
 def _scores(
     model: Recommender, data: PreparedData, chosen: EvaluationSet, device: torch.device
 ) -> Iterator[tuple[slice, Tensor]]:
@@ -134,7 +141,7 @@ def _scores(
     height = max(1, held // data.num_items)
     if isinstance(model, VectorRecommender):
         items = model.item_vectors().float()
-        for rows, batch in HistoryBatches(data, chosen, max_length=model.max_length):
+        for rows, batch in HistoryBatches(data, chosen, max_length=model.max_length, inputs=inputs_of(model, data)):
             vectors = model.user_vectors(batch.to(device)).float()
             for begin in range(0, vectors.shape[0], height):
                 block = vectors[begin : begin + height]

@@ -10,21 +10,30 @@ from longview.data.dataset import PreparedData
 from longview.errors import InputError
 from longview.evaluation.baselines import evaluate_baselines
 from longview.evaluation.environment import environment
+from longview.evaluation.impression_report import ImpressionReport
 from longview.models.baselines import BASELINES
 
 
-def summarise(runs: Sequence[Mapping[str, Any]], *, command: str, name: str | None = None) -> dict[str, Any]:
+def summarise(
+    runs: Sequence[Mapping[str, Any]],
+    *,
+    command: str,
+    name: str | None = None,
+    baselines: Sequence[ImpressionReport] = (),
+) -> dict[str, Any]:
     """Return mean and standard deviation over the seeds of `runs`, with all that is needed to run them again.
 
     Args:
         runs: the `result.json` of each run, as mappings.
         command: the command that makes these runs from a clean clone.
         name: what the tables call the result, by default the name of the runs' configuration.
+        baselines: of ranking, on the same impressions.
 
     Returns:
         `name, dataset, split, protocol, fingerprint, config, seeds` (one entry a run: `seed, metrics,
         validation_metrics, epochs, best_epoch, seconds`), `mean` and `std` (of `n − 1`; 0 for one run) of every
-        test metric, `environment` and `command`; JSON-ready.
+        test metric, `environment` and `command`; of runs that rank candidates also `impressions` (a hash of candidates
+        and labels) and `baselines`; JSON-ready.
 
     Raises:
         InputError: no runs, repeated seeds, or runs that differ in data, protocol or configuration.
@@ -44,7 +53,8 @@ def summarise(runs: Sequence[Mapping[str, Any]], *, command: str, name: str | No
         **_setting(first["test"]),
         "config": _without_seed(first["config"]),
         "seeds": [_entry(run) for run in runs],
-        **_moments([run["test"]["metrics"] for run in runs]),
+        **_moments([_metrics(run, "test") for run in runs]),
+        **({"baselines": [_baseline(report) for report in baselines]} if baselines else {}),
         "environment": first.get("environment", {}),
         "command": command,
     }
@@ -88,14 +98,26 @@ def _setting(report: Mapping[str, Any]) -> dict[str, Any]:
         "split": str(report["protocol"]).partition(":")[0],
         "protocol": report["protocol"],
         "fingerprint": report["fingerprint"],
+        **({"impressions": report["impressions"]} if "impressions" in report else {}),
     }
+
+
+def _baseline(report: ImpressionReport) -> dict[str, Any]:
+    values = report.to_dict()
+    return {key: values[key] for key in ("name", "metrics", "intervals", "impressions")}
+
+
+def _metrics(run: Mapping[str, Any], which: str) -> dict[str, float]:
+    """Return the metrics of everything a run was trained for; the names of retrieval and ranking differ."""
+    parts = [*run.get("further", []), run]
+    return {name: value for part in parts for name, value in part[which]["metrics"].items()}
 
 
 def _entry(run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "seed": run["seed"],
-        "metrics": run["test"]["metrics"],
-        "validation_metrics": run["validation"]["metrics"],
+        "metrics": _metrics(run, "test"),
+        "validation_metrics": _metrics(run, "validation"),
         "epochs": run["epochs"],
         "best_epoch": run.get("best_epoch"),
         "seconds": run["seconds"],
@@ -113,7 +135,8 @@ def _moments(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, floa
 
 def _identity(run: Mapping[str, Any]) -> tuple[Any, Any]:
     test = run["test"]
-    return (test["fingerprint"], test["split"], test["exclude_seen"]), _without_seed(run["config"])
+    protocol = [test["fingerprint"], test["split"], test.get("exclude_seen"), test.get("impressions")]
+    return protocol, _without_seed(run["config"])
 
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:

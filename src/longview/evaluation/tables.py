@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from longview.errors import InputError
+from longview.evaluation.ranking_table import ranking_table
 from longview.evaluation.speed_table import speed_table
 from longview.files import atomic_file
 
@@ -75,6 +76,8 @@ def tables(studies: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         InputError: studies of the same data set name and split have different fingerprints.
     """
+    rankings = [ranking_table(study) for study in studies if "impressions" in study]
+    studies = [study for study in studies if "impressions" not in study]
     _check(studies)
     known = {section["fingerprint"]: section for section in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))}
     found = dict.fromkeys(study["fingerprint"] for study in studies)
@@ -83,7 +86,7 @@ def tables(studies: Sequence[Mapping[str, Any]]) -> str:
         ours = [study for study in studies if study["fingerprint"] == fingerprint]
         unpublished = {"title": f"{ours[0]['dataset']}, {ours[0]['split']}", "rows": []}
         parts.append(_table(known.get(fingerprint, unpublished), ours))
-    return "\n\n".join(parts) if parts else "_No results yet._"
+    return "\n\n".join([*parts, *rankings]) or "_No results yet._"
 
 
 def _table(section: Mapping[str, Any], studies: Sequence[Mapping[str, Any]]) -> str:

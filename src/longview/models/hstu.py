@@ -9,8 +9,7 @@ Shape suffixes: T tokens of all sequences, B sequences, H heads, D per-head dime
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,22 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longview.config import Config
-from longview.ops.attention import MaskSpec, semi_local_attention
+from longview.errors import InputError
+from longview.models.kernel_blocks import KernelBlocks
+from longview.models.layout import Extension, Hidden, Layout
+from longview.ops.attention import MaskSpec, newest_rows_attention, semi_local_attention
 from longview.ops.attention.bias import RelativeBias
-from longview.ops.attention.newest import newest_row_attention
+from longview.ops.attention.newest import newest_row_attention, newest_rows
 from longview.ops.dropout import dropout
 from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer, why_off
 
+__all__ = ["EPSILON", "AttentionConfig", "HSTULayer", "HSTUStack", "Hidden", "LayerConfig", "Layout"]
+
 EPSILON = 1e-6
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the tokens of a batch belong: `offsets` (B + 1,), longest length, `timestamps` (T,) or None."""
-
-    offsets: Tensor
-    max_length: int
-    timestamps: Tensor | None = None
 
 
 class AttentionConfig(Config):
@@ -42,12 +37,21 @@ class AttentionConfig(Config):
     local_window: int = Field(default=0, ge=0, description="newest keys a row sees, itself included; 0 = all")
     global_size: int = Field(default=0, ge=0, description="prefix keys every row sees, or newest rows that see all")
     global_mode: Literal["prefix", "recent"] = "prefix"
+    target_scope: Literal["full", "semi_local"] = Field(
+        default="full", description="a candidate sees all history, or the prefix and the window (constant-size state)"
+    )
     position_bias: bool = Field(default=False, description="learned bias by distance")
     time_bias: bool = Field(default=False, description="learned bias by log-bucketed time difference")
     num_time_buckets: int = Field(default=64, ge=2)
+    blocks: KernelBlocks = KernelBlocks()
 
     def mask(self) -> MaskSpec:
-        return MaskSpec(local_window=self.local_window, global_size=self.global_size, global_mode=self.global_mode)
+        return MaskSpec(
+            local_window=self.local_window,
+            global_size=self.global_size,
+            global_mode=self.global_mode,
+            target_scope=self.target_scope,
+        )
 
 
 class LayerConfig(Config):
@@ -79,7 +83,7 @@ class HSTULayer(nn.Module):
         self.d_v = layer.v_dim or width // heads
         self.alpha = 1 / math.sqrt(self.d_qk) if layer.alpha == "sqrt" else 1 / self.d_qk
         self.scale_length = layer.scale_length or float(max_length)
-        self.mask = attention.mask()
+        self.mask, self.blocks = attention.mask(), attention.blocks.chosen()
         gate = heads * self.d_v
         self.sizes = [gate, gate, heads * self.d_qk, heads * self.d_qk]
         self.norm = nn.LayerNorm(width, eps=EPSILON)
@@ -107,22 +111,35 @@ class HSTULayer(nn.Module):
         self.time_bias = nn.Parameter(torch.zeros(heads, attention.num_time_buckets)) if attention.time_bias else None
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        """Return (T, width)."""
+        """Return (T, width).
+
+        Raises:
+            InputError: targets in a layer with a bias by distance: a candidate's score would depend on its place.
+        """
         if self.why_not_fused(x_TD) is None:
             return self._fused(x_TD, layout)
+        return self.forward_keeping(x_TD, layout)[0]
+
+    def forward_keeping(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (T, width) and the keys (T, H, d_qk) and values (T, H, d_v) that later tokens will attend to."""
+        self._check_targets(layout.target_lengths)
         u, v, q, k = self._project(x_TD)
+        k_THD, v_THD = self._heads(k), self._heads(v)
         a_THD = semi_local_attention(
             self._heads(q),
-            self._heads(k),
-            self._heads(v),
+            k_THD,
+            v_THD,
             layout.offsets,
             self.mask,
             alpha=self.alpha,
             scale_length=self.scale_length,
+            context_lengths=layout.context_lengths,
+            target_lengths=layout.target_lengths,
             bias=self._bias(layout),
             max_length=layout.max_length,
+            blocks=self.blocks,
         )
-        return x_TD + self._mix(a_THD, u)
+        return x_TD + self._mix(a_THD, u), k_THD, v_THD
 
     def why_not_fused(self, x_TD: Tensor) -> str | None:
         """Return why `forward` runs operation by operation on `x_TD`, or None where it is one fused operation."""
@@ -149,12 +166,52 @@ class HSTULayer(nn.Module):
             self.output.weight,
             self.output.bias,
         )
-        attention = LayerAttention.of(layout.offsets, x_TD.shape[0], self.mask, self.alpha, self.scale_length)
+        attention = LayerAttention.of(
+            layout.offsets,
+            x_TD.shape[0],
+            self.mask,
+            self.alpha,
+            self.scale_length,
+            context_lengths=layout.context_lengths,
+            target_lengths=layout.target_lengths,
+            chosen=self.blocks,
+        )
         return fused_layer(x_TD, parameters, self.fused, attention, self.training)
 
+    def extend(
+        self, x_TD: Tensor, keys_THD: Tensor, values_THD: Tensor, extension: Extension
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rows that `forward` gives tokens behind cached ones, and the keys and values of all of them.
+
+        x_TD: the new tokens alone. keys_THD, values_THD: the cached ones, from `forward_keeping`. No gradient.
+        """
+        self._check_targets(extension.target_lengths)
+        u, v, q, k = self._project(x_TD)
+        keys, values = extension.join(keys_THD, self._heads(k)), extension.join(values_THD, self._heads(v))
+        settings: dict[str, Any] = {
+            "alpha": self.alpha,
+            "scale_length": self.scale_length,
+            "context_lengths": extension.context_lengths,
+            "target_lengths": extension.target_lengths,
+        }
+        given = (self._heads(q).to(keys.dtype), keys, values, extension.query_offsets, extension.offsets, self.mask)
+        if self.position_bias is None and self.time_bias is None:
+            a_THD = newest_rows_attention(*given, **settings)
+        else:
+            bias = RelativeBias(self.position_bias, self.time_bias, extension.timestamps)
+            a_THD = newest_rows(*given, **settings, bias=bias, places=extension.places)
+        return x_TD + self._mix(a_THD, u), keys, values
+
+    def _check_targets(self, target_lengths: Tensor | None) -> None:
+        if target_lengths is not None and self.position_bias is not None:
+            raise InputError(
+                "attention.position_bias counts the distance to each candidate, so scores would depend on the order "
+                "of the candidates: set model.attention.position_bias false where candidates are scored"
+            )
+
     def newest(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        """Return (B, width): the row that `forward` gives the newest event of each sequence, at O(T) cost."""
-        newest = layout.offsets[1:] - 1
+        """Return (B, width): the row that `forward` gives the newest history event of each sequence, at O(T) cost."""
+        newest = layout.newest_rows()
         normed = self.norm(x_TD)
         weights, biases = torch.split(self.uvqk.weight, self.sizes), torch.split(self.uvqk.bias, self.sizes)
         rows = normed[newest]
@@ -172,6 +229,8 @@ class HSTULayer(nn.Module):
             alpha=self.alpha,
             scale_length=self.scale_length,
             bias=self._bias(layout),
+            context_lengths=layout.context_lengths,
+            target_lengths=layout.target_lengths,
         )
         return x_TD[newest] + self._mix(a_BHD, u)
 
@@ -191,7 +250,7 @@ class HSTULayer(nn.Module):
         return self.output(dropout(gated, self.dropout, self.training))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], self.heads, -1)
+        return x.view(x.shape[0], self.heads, x.shape[1] // self.heads)
 
     def _bias(self, layout: Layout) -> RelativeBias | None:
         if self.position_bias is None and self.time_bias is None:
@@ -212,8 +271,12 @@ class HSTUStack(nn.Module):
             x_TD = layer(x_TD, layout)
         return x_TD
 
+    def hidden(self, x_TD: Tensor, layout: Layout) -> Hidden:
+        """Return `forward` as every stack gives it: all tokens are kept."""
+        return Hidden(self(x_TD, layout), layout)
+
     def newest(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        """Return (B, width), the newest row of each sequence; the last layer computes nothing else."""
+        """Return (B, width), the newest history row of each sequence; the last layer computes nothing else."""
         *before, last = self.layers
         for layer in before:
             x_TD = layer(x_TD, layout)

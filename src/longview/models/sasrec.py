@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longview.models.hstu import Layout
+from longview.models.layout import Hidden, Layout
 from longview.ops.jagged import from_padded, last_rows, to_padded
 
 
@@ -53,6 +53,10 @@ class SASRecStack(nn.Module):
         for layer in self.layers:
             x_TD = layer(x_TD, layout)
         return self.norm(x_TD)  # type: ignore[no-any-return]
+
+    def hidden(self, x_TD: Tensor, layout: Layout) -> Hidden:
+        """Return `forward` as every stack gives it: all tokens are kept."""
+        return Hidden(self(x_TD, layout), layout)
 
     def newest(self, x_TD: Tensor, layout: Layout) -> Tensor:
         """Return (B, width), the newest row of each sequence."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,3 +60,99 @@ def from_padded(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
     max_length = padded.shape[1]
     rows = segment_ids(offsets, total) * max_length + positions(offsets, total)
     return padded.reshape(-1, *padded.shape[2:])[rows]
+
+
+def history_ages(offsets: Tensor, total: int, target_lengths: Tensor | None = None) -> Tensor:
+    """Return how far every token lies before the newest history token of its sequence, (total,) int64.
+
+    Sequences are `[context | history | targets]`: the newest history token has age 0 and targets -1, -2, …; context
+    tokens are older than the oldest history token.
+
+    Example:
+        >>> history_ages(torch.tensor([0, 4]), 4, torch.tensor([1])).tolist()
+        [2, 1, 0, -1]
+    """
+    ages = positions_from_end(offsets, total)
+    return ages if target_lengths is None else ages - target_lengths[segment_ids(offsets, total)]
+
+
+def newest_members(
+    offsets: Tensor,
+    total: int,
+    length: int,
+    context_lengths: Tensor | None = None,
+    target_lengths: Tensor | None = None,
+) -> Tensor:
+    """Return which tokens belong to the newest `length` of their history, or to context or targets, (total,) bool."""
+    members = history_ages(offsets, total, target_lengths) < length
+    if context_lengths is not None:
+        members |= positions(offsets, total) < context_lengths[segment_ids(offsets, total)]
+    return members
+
+
+def rows_where(members: Tensor, count: int) -> Tensor:
+    """Return the `count` rows that are true in `members` (total,), ascending, without waiting for a device.
+
+    `count` must be how many there are.
+    """
+    place = torch.where(members, members.cumsum(0) - 1, count)
+    rows = place.new_zeros(count + 1)
+    rows[place] = torch.arange(members.numel(), device=members.device)  # the last place takes what is left out
+    return rows[:count]
+
+
+def counts_within(members: Tensor, offsets: Tensor) -> Tensor:
+    """Return how many tokens of each sequence are true in `members` (total,): (batch,) int64."""
+    running = torch.cat([offsets.new_zeros(1), members.cumsum(0)])
+    return running[offsets].diff()
+
+
+def take_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Return `values[rows]` for rows that are all different; its gradient is a copy, with no sum to order."""
+    taken: Tensor = _TakeRows.apply(values, rows)  # type: ignore[no-untyped-call]
+    return taken
+
+
+def concat_rows(first: Tensor, second: Tensor, first_total: int, second_total: int) -> Tensor:
+    """Return the rows of `torch.cat([a, b])` that put each sequence of b behind the same sequence of a.
+
+    Args:
+        first, second: (batch + 1,) offsets of a and b.
+        first_total, second_total: their tokens.
+
+    Example:
+        >>> concat_rows(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 2]), 3, 2).tolist()
+        [0, 1, 3, 2, 4]
+    """
+    merged = first.new_empty(first_total + second_total)
+    numbers = torch.arange(first_total + second_total, device=first.device)
+    segments = segment_ids(first, first_total), segment_ids(second, second_total)
+    merged[numbers[:first_total] + second[segments[0]]] = numbers[:first_total]
+    merged[numbers[:second_total] + first[segments[1] + 1]] = numbers[first_total:]
+    return merged
+
+
+def rows_of(offsets: Tensor, sequences: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of the chosen `sequences` (n,) int64, one after another, and their offsets (n + 1,).
+
+    Example:
+        >>> rows_of(torch.tensor([0, 2, 3, 5]), torch.tensor([2, 0]))
+        (tensor([3, 4, 0, 1]), tensor([0, 2, 4]))
+    """
+    lengths = offsets.diff()[sequences]
+    chosen = offsets_from_lengths(lengths)
+    shift = torch.repeat_interleave(offsets[sequences] - chosen[:-1], lengths)
+    return torch.arange(shift.numel(), device=offsets.device) + shift, chosen
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = values.shape
+        return values.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.shape).index_copy_(0, rows, grads[0].contiguous()), None

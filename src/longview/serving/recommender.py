@@ -15,9 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longview.data.dataset import IdMap, PreparedData
+from longview.data.schema import Inputs
 from longview.errors import InputError
 from longview.evaluation import Report, evaluate
 from longview.evaluation.evaluate import Which
+from longview.evaluation.impression_report import ImpressionReport
+from longview.evaluation.ranking import inputs_of
 from longview.models.interface import VectorRecommender
 from longview.ops.topk import blocked_topk
 from longview.serving.caps import Caps
@@ -26,6 +29,7 @@ from longview.serving.filters import IdList, allowed_items
 from longview.serving.histories import Histories
 from longview.serving.lookup import known_index
 from longview.serving.ranking import best_items
+from longview.training.goals import make_goal
 from longview.training.rundir import LoadedRun, load_model
 
 USERS_AT_ONCE = 8_192
@@ -157,14 +161,23 @@ class Recommender:
         names = self.item_ids.external(index.cpu().numpy())
         return self._table("query", names, scores.clamp(-1, 1), chosen, k)
 
-    def evaluate(self, split: Which = "test", *, exclude_seen: bool | None = None) -> Report:
+    def evaluate(self, split: Which = "test", *, exclude_seen: bool | None = None) -> Report | ImpressionReport:
         """Rank the target of every user of a split among the whole catalogue; see `longview.evaluation.evaluate`.
+
+        A model trained with `task: ranking` is evaluated on the candidates of the split's requests instead.
 
         Example:
             >>> Recommender.load("runs/first").evaluate().metrics["ndcg@10"]  # doctest: +SKIP
         """
+        if self.run is not None and self.run.config.task == "ranking":
+            goal = make_goal(self.run.config, self.data, self.run.schema, self.run.tasks)
+            return goal.reports(self.run.model, split, self.device)[0]
         name = None if self.run is None else self.run.config.name
         return evaluate(self.model, self.data, split, exclude_seen=exclude_seen, device=self.device, name=name)
+
+    @cached_property
+    def _inputs(self) -> Inputs | None:
+        return inputs_of(self.model, self.data)
 
     @cached_property
     def _item_vectors(self) -> Tensor:
@@ -193,7 +206,7 @@ class Recommender:
         if not active[index].all():
             raise InputError(f"user {ids.external(index[~active[index]])[0].as_py()!r} has no events to go by")
         parts = (index[at : at + USERS_AT_ONCE] for at in range(0, len(index), USERS_AT_ONCE))
-        return ids.external(index), (Histories.of_users(self.data, part) for part in parts)
+        return ids.external(index), (Histories.of_users(self.data, part, self._inputs) for part in parts)
 
     def _of_sequences(self, sequences: Sequences) -> Histories:
         if isinstance(sequences, str) or any(isinstance(sequence, str) for sequence in sequences):

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from longview.config import Config, load_yaml, override, parse
+from longview.data.labels import TaskConfig
+from longview.data.stochastic_length import StochasticLengthConfig
 from longview.errors import InputError, suggestion
+from longview.models.heads import HeadConfig
 from longview.models.retriever import RetrieverConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
 
 class BatchConfig(Config):
-    """How training sequences become batches. The history length is `model.max_length`."""
+    """How training sequences become batches, of all processes together. The history length is `model.max_length`."""
 
     batch_size: int | None = Field(default=128, ge=1, description="sequences a batch; null to fill token_budget")
     token_budget: int | None = Field(default=None, ge=1, description="tokens a batch, where batch_size is null")
@@ -24,6 +27,9 @@ class BatchConfig(Config):
         default="latest", description="which part of a longer history trains in an epoch"
     )
     shuffle_ties: bool = Field(default=False, description="draw the order of events of equal time anew each epoch")
+    stochastic_length: StochasticLengthConfig | None = Field(
+        default=None, description="cut most long histories to their newest events; null trains all of each"
+    )
 
 
 class LossConfig(Config):
@@ -40,6 +46,19 @@ class LossConfig(Config):
     logq: bool = Field(default=True, description="correct scores of non-uniform samples by their log probability")
     temperature: float = Field(default=1.0, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class RankingConfig(Config):
+    """What a ranking model predicts of each candidate, and how the log becomes requests (`longview.data.requests`)."""
+
+    tasks: tuple[TaskConfig, ...] = Field(
+        default=(), description="what to predict; empty: every action, and the amount of every strength"
+    )
+    request_size: int = Field(default=10, ge=1, description="consecutive events of a user that are one request")
+    sampled: int = Field(default=0, ge=0, description="candidates drawn beside each request: nothing happened to them")
+    head: HeadConfig = HeadConfig()
+    weight: float = Field(default=1.0, ge=0, description="of the ranking loss where task is both")
+    retrieval_weight: float = Field(default=1.0, ge=0, description="of the retrieval loss where task is both")
 
 
 class OptimiserConfig(Config):
@@ -71,18 +90,30 @@ class LoopConfig(Config):
     metric: str = "ndcg@10"
     seed: int = 0
     precision: Literal["float32", "bf16"] = "float32"
+    graphs: Literal["auto", "on", "off"] = Field(
+        default="auto", description="CUDA graphs: replay a step with one launch; auto = on a GPU, where the run allows"
+    )
     checkpoint_every_steps: int | None = Field(default=None, ge=1, description="default: once an epoch")
     max_minutes: float | None = Field(default=None, gt=0)
     tensorboard: bool = False
+
+    @field_validator("graphs", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        return ("off", "on")[value] if isinstance(value, bool) else value  # YAML reads both words as truth values
 
 
 class RunConfig(Config):
     """One training run: with the data set's fingerprint it determines the result on CPU."""
 
     name: str = "custom"
+    task: Literal["retrieval", "ranking", "both"] = Field(
+        default="retrieval", description="the next item of the catalogue, what comes of given candidates, or both"
+    )
     model: RetrieverConfig = RetrieverConfig()
     batches: BatchConfig = BatchConfig()
     loss: LossConfig = LossConfig()
+    ranking: RankingConfig = RankingConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     loop: LoopConfig = LoopConfig()
 

@@ -16,18 +16,19 @@ class RunLog:
     Args:
         directory: the run directory.
         tensorboard: also write the numbers for TensorBoard to `directory/tensorboard`.
+        silent: write nothing, as all but one of several processes that train together.
 
     Raises:
         InputError: TensorBoard is wanted but not installed.
     """
 
-    def __init__(self, directory: Path, *, tensorboard: bool = False) -> None:
-        self.path = directory / "log.jsonl"
-        self._board = _open_board(directory / "tensorboard") if tensorboard else None
+    def __init__(self, directory: Path, *, tensorboard: bool = False, silent: bool = False) -> None:
+        self.path, self.silent = directory / "log.jsonl", silent
+        self._board = _open_board(directory / "tensorboard") if tensorboard and not silent else None
 
     def rewind(self, step: int) -> None:
         """Drop records later than `step`: a resumed run writes them again."""
-        if not self.path.exists():
+        if self.silent or not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
         with atomic_file(self.path) as work:
@@ -35,6 +36,8 @@ class RunLog:
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one record."""
+        if self.silent:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "step": step, **values}, ensure_ascii=False) + "\n")
         if self._board is not None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from longview.data.batches import JaggedBatch, TrainingBatches
+from longview.data.batches import JaggedBatch
 from longview.errors import LongviewError
+from longview.evaluation.impression_report import lower_is_better
 from longview.training.config import LoopConfig
+from longview.training.distributed import agreed_time, total
+from longview.training.goals import Batches
 from longview.training.log import RunLog
 from longview.training.progress import Status, TrainingProgress, memory_in_use
 from longview.training.state import LoopState
@@ -47,7 +49,7 @@ class Loop:
         self,
         config: LoopConfig,
         trainer: Trainer,
-        batches: TrainingBatches,
+        batches: Batches,
         state: LoopState,
         *,
         hooks: Hooks,
@@ -88,7 +90,7 @@ class Loop:
     def _epoch(self) -> None:
         """Train on what is left of the current epoch."""
         state, steps = self.state, self.batches.steps(self.state.epoch)
-        self._mark = time.perf_counter()
+        self._mark = agreed_time()
         for batch in self.batches.epoch(state.epoch, state.step):
             self._step(batch, steps)
             if self.hooks.stop_requested():
@@ -104,8 +106,8 @@ class Loop:
 
     def _step(self, batch: JaggedBatch, steps: int) -> None:
         state = self.state
-        loss, norm = self.trainer.step(batch.to(self.trainer.device), state.total_steps)
-        self._unread.append((loss, norm, batch.num_tokens))
+        loss, norm = self.trainer.step(batch, state.total_steps)
+        self._unread.append((loss, norm, int(total(batch.num_tokens))))
         state.step += 1
         state.total_steps += 1
         if len(self._unread) >= self._read_every:
@@ -130,7 +132,7 @@ class Loop:
                 state.events += events
             self._norm = norms[-1]
             self._unread.clear()
-        now = time.perf_counter()
+        now = agreed_time()
         state.epoch_seconds += now - self._mark
         state.seconds += now - self._mark
         self._mark = now
@@ -153,7 +155,7 @@ class Loop:
             "seconds": round(state.epoch_seconds, 4),
             "events_per_second": round(speed, 1),
             "gradient_norm": self._norm,
-            "rate": self.trainer.optimiser.param_groups[0]["lr"],
+            "rate": self.trainer.rate,
             "memory": memory_in_use(self.trainer.device),
         }
         self.log.write("epoch", state.total_steps, **record)
@@ -164,24 +166,27 @@ class Loop:
             record |= self._evaluate()
         state.epochs.append(record)
         reason = self._reason()
-        if reason is not None or time.perf_counter() - self._saved >= CHECKPOINT_SECONDS:
+        if reason is not None or agreed_time() - self._saved >= CHECKPOINT_SECONDS:
             self.hooks.checkpoint()
-            self._saved = time.perf_counter()
+            self._saved = agreed_time()
         state.stopped = reason
 
     def _evaluate(self) -> dict[str, float]:
-        state, begin = self.state, time.perf_counter()
+        state, begin = self.state, agreed_time()
         metrics = self.hooks.evaluate()
         self._last_metric = metrics[self.config.metric]
-        better = state.best is None or self._last_metric > state.best
+        better = state.best is None or self._better(self._last_metric, state.best)
         state.stale = 0 if better else state.stale + 1
         if better:
             state.best, state.best_epoch, state.best_metrics = self._last_metric, state.epoch, metrics
             self.hooks.keep_best()
-        state.seconds += time.perf_counter() - begin
+        state.seconds += agreed_time() - begin
         self.log.write("evaluation", state.total_steps, epoch=state.epoch, best=better, **metrics)
         self.progress.evaluation(state.epoch, metrics, better)
         return metrics
+
+    def _better(self, new: float, old: float) -> bool:
+        return new < old if lower_is_better(self.config.metric) else new > old
 
     def _status(self, steps: int) -> Status:
         state = self.state

@@ -50,20 +50,22 @@ class NegativeSampler:
             self._cumulative = probability.cumsum(0)
             self._log_q = probability.log().float() if config.logq else None
 
-    def draw(self, targets: Tensor) -> Negatives:
-        """Return negatives for `targets` (n,) int64 of one batch."""
-        items = self._items(targets, (self.config.negative_groups, self.config.num_negatives))
+    def draw(self, targets: Tensor, counted: Tensor | None = None) -> Negatives:
+        """Return negatives for `targets` (n,) int64 of one batch; `counted` (n,) is false for padding at its end."""
+        items = self._items(targets, counted, (self.config.negative_groups, self.config.num_negatives))
         if self._log_q is None:
             return Negatives(items)
         return Negatives(items, self._log_q[items], self._log_q.index_select(0, targets))
 
-    def _items(self, targets: Tensor, shape: tuple[int, int]) -> Tensor:
+    def _items(self, targets: Tensor, counted: Tensor | None, shape: tuple[int, int]) -> Tensor:
         device = self.generator.device
         if self._cumulative is None:
             return torch.randint(self.num_items, shape, generator=self.generator, device=device)
         if self.config.sampling == "in-batch":
-            rows = torch.randint(targets.numel(), shape, generator=self.generator, device=device)
-            return targets[rows]
+            if counted is None:
+                return targets[torch.randint(targets.numel(), shape, generator=self.generator, device=device)]
+            points = torch.rand(shape, generator=self.generator, device=device, dtype=torch.float64)
+            return targets[(points * counted.sum()).long()]  # how many count is for the device to know
         # Inverting the cumulative distribution costs O(m log items); multinomial would cost O(items) a step.
         points = torch.rand(shape, generator=self.generator, device=device, dtype=torch.float64)
         return torch.searchsorted(self._cumulative, points * self._cumulative[-1]).clamp_(max=self.num_items - 1)

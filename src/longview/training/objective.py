@@ -34,31 +34,44 @@ class Objective:
                 "all: set loss.kind sampled, or optimiser.tables dense"
             )
         self.config, self.sparse = config, sparse
+        self.terms = 0
         self.sampler = NegativeSampler(config, data, device=device, seed=seed) if config.kind == "sampled" else None
 
     def loss(self, model: Retriever, batch: JaggedBatch) -> Tensor:
-        """Return the mean loss over the positions of `batch`, a scalar with gradients to the parameters."""
+        """Return the mean loss over the positions of `batch` that count, a scalar with gradients to the parameters."""
         assert batch.targets is not None, "training batches carry targets"
-        queries, items = model(batch), model.item_vectors()
+        found = model.queries(batch)
+        counted = None if batch.counted is None else found.of(batch.counted)
+        return self.of_queries(model, found.vectors, found.of(batch.targets), counted)
+
+    def of_queries(self, model: Retriever, queries: Tensor, targets: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return the mean loss of `queries` (n, width) whose next items are `targets` (n,), where `counted` (n,)."""
+        items, self.terms = model.item_vectors(), len(queries)
         if self.sampler is None:
             return full_softmax_loss(
                 queries,
                 items,
-                batch.targets,
+                targets,
                 temperature=self.config.temperature,
                 label_smoothing=self.config.label_smoothing,
+                counted=counted,
             )
-        negatives = self.sampler.draw(batch.targets)
+        negatives = self.sampler.draw(targets, counted)
         return sampled_softmax_loss(
             queries,
             items,
-            batch.targets,
+            targets,
             negatives.items,
             temperature=self.config.temperature,
             negative_log_q=negatives.log_q,
             target_log_q=negatives.target_log_q,
+            counted=counted,
             sparse=self.sparse,
         )
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """Return the random generators that `loss` draws from besides the device's own."""
+        return () if self.sampler is None else (self.sampler.generator,)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint must keep."""

@@ -97,8 +97,20 @@ class WeightAverage:
 
     def update(self, step: int) -> None:
         """Take in the weights after step `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+        self.move(self.share(step))
+
+    def share(self, step: int) -> float:
+        """Return how much of the way to the weights after step `step` the average moves."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
+    def move(self, share: float | Tensor) -> None:
+        """Move towards the weights; a scalar tensor, on their device, may change between replays of a CUDA graph."""
+        if isinstance(share, Tensor):
+            way = torch._foreach_sub(self._weights, self._average)
+            torch._foreach_mul_(way, share)
+            torch._foreach_add_(self._average, way)
+        else:
+            torch._foreach_lerp_(self._average, self._weights, share)
 
 
 def clip_gradients(model: nn.Module, norm: float | None, rowwise: RowwiseAdamW | None = None) -> Tensor:

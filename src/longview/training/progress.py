@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 LINE_SECONDS = 10.0  # between plain lines within an epoch
+SHOWN = ("hr@10", "ndcg@10", "mrr", "ne", "auc", "gauc")  # of a validation, in its line
 
 
 @dataclass(frozen=True)
@@ -136,5 +137,6 @@ def duration(seconds: float) -> str:
 
 
 def _evaluation_line(epoch: int, metrics: dict[str, float], best: bool) -> str:
-    shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10", "mrr") if name in metrics)
+    known = [name for name in (*SHOWN, *(n for n in metrics if n.endswith(".mae"))) if name in metrics]
+    shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in known)
     return f"epoch {epoch} validation: {shown}{' (best)' if best else ''}"

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from longview.evaluation import Report
 from longview.training.config import RunConfig
+from longview.training.goals.goal import Outcome
 from longview.training.state import LoopState
 
 SCHEMA_VERSION = 1
@@ -19,19 +19,38 @@ class TrainingResult:
     """The best weights' reports and how they came about; `to_dict` is `result.json`.
 
     `stopped` is `epochs`, `patience` or `max_minutes`; `seconds` is training with validation, without the final
-    evaluation; `baselines` are reports on test, `skipped` says why others are not.
+    evaluation; `outcome` is what the model came to, `further` what it came to at the other things it trained for (with
+    `task: both` retrieval is the outcome, ranking the further one).
     """
 
     out: Path
     config: RunConfig
     state: LoopState
-    validation: Report
-    test: Report
+    outcome: Outcome
     environment: dict[str, Any]
     data: dict[str, Any]
-    baselines: list[Report] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    further: tuple[Outcome, ...] = ()
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def test(self) -> Any:
+        """The report on test, of the kind the run was for."""
+        return self.outcome.test
+
+    @property
+    def validation(self) -> Any:
+        """The report on validation."""
+        return self.outcome.validation
+
+    @property
+    def baselines(self) -> list[Any]:
+        """Reports of the baselines on test."""
+        return self.outcome.baselines.reports
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why other baselines were not evaluated, by name."""
+        return self.outcome.baselines.skipped
 
     @property
     def best_epoch(self) -> int:
@@ -39,8 +58,8 @@ class TrainingResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Test metrics of the best weights."""
-        return self.test.metrics
+        """Test metrics of the best weights, at everything they were trained for."""
+        return {k: v for outcome in (*self.further, self.outcome) for k, v in outcome.test.metrics.items()}
 
     @property
     def seconds_per_epoch(self) -> float:
@@ -59,10 +78,8 @@ class TrainingResult:
             "stopped": self.state.stopped,
             "seconds": round(self.state.seconds, 2),
             "seconds_per_epoch": round(self.seconds_per_epoch, 4),
-            "validation": self.validation.to_dict(),
-            "test": self.test.to_dict(),
-            "baselines": [report.to_dict() for report in self.baselines],
-            "skipped": self.skipped,
+            **self.outcome.to_dict(),
+            **({"further": [outcome.to_dict() for outcome in self.further]} if self.further else {}),
             "notes": self.notes,
             "history": self.state.epochs,
             "data": self.data,

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils import deterministic
 
-from longview.data.batches import TrainingBatches
 from longview.data.dataset import PreparedData
 from longview.errors import InputError, LongviewError
-from longview.evaluation import evaluate
-from longview.evaluation.baselines import BaselineResults, evaluate_baselines
 from longview.evaluation.card import write_card
 from longview.evaluation.environment import environment
+from longview.evaluation.evaluate import Which
+from longview.metric_learning.distributed import ranks
+from longview.models.retriever import Retriever
+from longview.training import distributed
 from longview.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from longview.training.config import RunConfig
+from longview.training.goals import Baselines, Goal, Outcome, make_goal
 from longview.training.interrupt import stop_requests
 from longview.training.log import RunLog
 from longview.training.loop import Hooks, Loop
@@ -36,9 +36,13 @@ from longview.training.rundir import (
     start_run,
 )
 from longview.training.state import LoopState
-from longview.training.trainer import Trainer
+from longview.training.trainer import Trainer, under
 
-MAY_CHANGE = {"epochs", "patience", "max_minutes", "checkpoint_every_steps", "tensorboard", "evaluate_every"}
+MAY_CHANGE = {"epochs", "patience", "max_minutes", "checkpoint_every_steps", "tensorboard", "evaluate_every", "graphs"}
+
+
+GROUPS = ("model", "batches", "loss", "ranking", "optimiser", "loop")
+SPLITS: tuple[Which, Which] = ("validation", "test")
 
 
 class InterruptedRunError(LongviewError):
@@ -59,6 +63,9 @@ def train(
 ) -> TrainingResult:
     """Train the model of `config` on `data`, keep the weights best on validation, and evaluate them.
 
+    Started by torchrun, several processes train as one (`longview.training.distributed`): all return the same result,
+    and rank 0 writes it.
+
     The run directory `out` is a model directory from the first evaluation on. On a CPU the result depends on
     `config`, `data` and the number of threads alone, resumed or not; on a GPU sums of gradients may differ in the
     last bits between runs.
@@ -73,8 +80,8 @@ def train(
         baselines: also evaluate the baselines on test, for the card.
 
     Raises:
-        InputError: a directory in use, nothing to resume, another config or data set than before, no validation
-            users, an unknown metric or device.
+        InputError: a directory in use, nothing to resume, another config, data set or number of processes than before,
+            no validation users, an unknown metric or device.
         DivergenceError: the loss is no longer a number.
         InterruptedRunError: a signal asked to stop; a checkpoint has been written.
 
@@ -82,42 +89,57 @@ def train(
         >>> result = train(resolve_config("hstu-small"), PreparedData.open("data"), "runs/first")  # doctest: +SKIP
         >>> result.test.metrics["ndcg@10"]  # doctest: +SKIP
     """
-    out, device = Path(out), _device(device)
-    _check(config, data, out, resume)
-    progress = progress or TrainingProgress()
-    with _reproducible(config.loop.seed, device), progress:
-        run = _Run(config, data, out, device, progress)
-        if resume:
-            run.resume()
-        else:
-            start_run(out, config, data)
-        return run.finish(run.train(), baselines)
+    out = Path(out)
+    goal = make_goal(config, data)
+    goal.check()
+    with distributed.process_group(_device(device)) as device:
+        distributed.check_processes(config)
+        distributed.on_main(lambda: _check(config, data, out, resume))
+        progress = (progress if distributed.is_main() else None) or TrainingProgress()
+        with _reproducible(config.loop.seed, device), progress:
+            run = _Run(config, data, goal, out, device, progress)
+            if resume:
+                run.resume()
+            else:
+                distributed.on_main(lambda: start_run(out, config, data, goal.schema, goal.tasks))
+            return run.finish(run.train(), baselines)
 
 
 class _Run:
     """The parts of one call of `train`."""
 
     def __init__(
-        self, config: RunConfig, data: PreparedData, out: Path, device: torch.device, progress: TrainingProgress
+        self,
+        config: RunConfig,
+        data: PreparedData,
+        goal: Goal,
+        out: Path,
+        device: torch.device,
+        progress: TrainingProgress,
     ) -> None:
-        self.config, self.data, self.out, self.device, self.progress = config, data, out, device, progress
-        self.batches = TrainingBatches(
-            data, max_length=config.model.max_length, seed=config.loop.seed, **config.batches.model_dump()
-        )
-        self.trainer = Trainer(config, data, device=device, steps_per_epoch=self.batches.steps(0))
+        self.config, self.data, self.goal, self.out = config, data, goal, out
+        self.device, self.progress = device, progress
+        self.batches = goal.batches()
+        self.trainer = Trainer(config, data, device=device, steps_per_epoch=self.batches.steps(0), goal=goal)
         self.state = LoopState()
-        self.log = RunLog(out, tensorboard=config.loop.tensorboard)
-        self.notes = [note for note in (self.trainer.precision_note,) if note]
+        self.log = RunLog(out, tensorboard=config.loop.tensorboard, silent=not distributed.is_main())
+        self.notes = [note for note in (self.trainer.precision_note, self.trainer.graphs_note) if note]
+        self.processes, _ = ranks()
+        if self.processes > 1:
+            self.notes.append(f"trained on {self.processes} processes, each on its share of every batch")
+        distributed.begin_alike(self.trainer.model, self.trainer.objective.generators(), config.loop.seed)
 
     def resume(self) -> None:
         """Load the last checkpoint, and take the log back to it."""
-        path = latest_checkpoint(self.out / "checkpoint")
+        path = distributed.on_main(lambda: latest_checkpoint(self.out / "checkpoint"))
         if path is None:
             self.log.rewind(-1)
             self.progress.note(f"{self.out} has no checkpoint yet: starting from the beginning")
             return
         tensors, values = load_checkpoint(path)
+        tensors = distributed.of_this_rank(tensors, values.get("processes", 1))
         self.trainer.load_tensors(tensors)
+        self.batches.load_tensors(under(tensors, "batches"))
         self.state = LoopState.from_dict(values["state"])
         self.log.rewind(self.state.total_steps)
         if self.state.epoch >= self.config.loop.epochs or self.state.stale >= self.config.loop.patience:
@@ -131,7 +153,8 @@ class _Run:
             self.progress.note(note)
         self.log.write("start", self.state.total_steps, **environment(), device=str(self.device), notes=self.notes)
         with stop_requests() as stop_requested:
-            hooks = Hooks(self._validate, self._keep_best, self._checkpoint, stop_requested)
+            stopped = lambda: distributed.any_rank(stop_requested())
+            hooks = Hooks(self._validate, self._keep_best, self._checkpoint, stopped)
             Loop(
                 self.config.loop, self.trainer, self.batches, self.state,
                 hooks=hooks, log=self.log, progress=self.progress,
@@ -150,44 +173,42 @@ class _Run:
         best = self.trainer.evaluated
         load_weights(self.out / "model.safetensors", best)
         self.progress.note("evaluating the best weights on test" + (", and the baselines" if baselines else ""))
-        compared = evaluate_baselines(self.data, "test") if baselines else BaselineResults([], {}, {})
-        report = partial(evaluate, best, self.data, device=self.device, name=self.config.name)
+        outcomes = distributed.on_main(lambda: self._outcomes(best, baselines))
         result = TrainingResult(
             out=self.out,
             config=self.config,
             state=state,
-            validation=report("validation"),
-            test=report("test"),
-            baselines=compared.reports,
-            skipped=compared.skipped,
+            outcome=outcomes[0],
+            further=tuple(outcomes[1:]),
             environment={**environment(), "device": str(self.device)},
             data=describe_data(self.data),
             notes=self.notes,
         )
-        write_card(self.out, result.to_dict())
+        distributed.on_main(lambda: write_card(self.out, result.to_dict()))
         return result
 
+    def _outcomes(self, best: Retriever, baselines: bool) -> list[Outcome]:
+        validation, test = (self.goal.reports(best, which, self.device) for which in SPLITS)
+        compared = self.goal.baselines("test") if baselines else [Baselines()] * len(test)
+        return [Outcome(*parts) for parts in zip(validation, test, compared, strict=True)]
+
     def _validate(self) -> dict[str, float]:
-        ks = sorted({1, 5, 10, 20, *_metric_k(self.config.loop.metric)})
-        model = self.trainer.evaluated
-        return evaluate(model, self.data, "validation", ks=ks, device=self.device, resamples=0).metrics
+        return distributed.on_main(lambda: self.goal.validate(self.trainer.evaluated, self.device))
 
     def _keep_best(self) -> None:
-        save_model(self.out, self.trainer.evaluated, epoch=self.state.epoch)
+        distributed.on_main(lambda: save_model(self.out, self.trainer.evaluated, epoch=self.state.epoch))
 
     def _checkpoint(self) -> None:
-        values = {"state": self.state.to_dict(), "fingerprint": self.data.fingerprint}
-        save_checkpoint(self.out / "checkpoint", self.state.total_steps, self.trainer.tensors(), values)
+        values = {
+            "state": self.state.to_dict(), "fingerprint": self.data.fingerprint, "processes": self.processes,
+        }  # fmt: skip
+        tensors = self.trainer.tensors() | {f"batches.{name}": t for name, t in self.batches.tensors().items()}
+        tensors, step = distributed.with_all_ranks(tensors), self.state.total_steps
+        distributed.on_main(lambda: save_checkpoint(self.out / "checkpoint", step, tensors, values))
 
 
 def _check(config: RunConfig, data: PreparedData, out: Path, resume: bool) -> None:
     """Refuse what would only fail later, before anything is written."""
-    _metric_k(config.loop.metric)
-    if not len(data.split.validation):
-        raise InputError(
-            f"{data.meta.name}: no user has a validation target ({data.split.describe()}), so the best epoch cannot "
-            "be chosen; prepare the data with another split or with fewer filters"
-        )
     if not resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             remedy = ", or go on with it by --resume" if (out / "config.json").exists() else ", or empty it"
@@ -197,21 +218,14 @@ def _check(config: RunConfig, data: PreparedData, out: Path, resume: bool) -> No
         raise InputError(f"{out}: there is no run to resume; train without --resume")
     check_fingerprint(out, read_json(out / "data.json"), data)
     before, now = (c.model_dump(mode="json") for c in (read_config(out), config))
-    changed = [f"{group}.{key}" for group in ("model", "batches", "loss", "optimiser", "loop") for key in now[group]
+    changed = ["task"] if before["task"] != now["task"] else []
+    changed += [f"{group}.{key}" for group in GROUPS for key in now[group]
                if before[group][key] != now[group][key] and not (group == "loop" and key in MAY_CHANGE)]  # fmt: skip
     if changed:
         raise InputError(
             f"{out}: resuming needs the configuration the run began with, but {', '.join(changed)} differ; "
             f"leave them alone or train in another directory (these may change: {', '.join(sorted(MAY_CHANGE))})"
         )
-
-
-def _metric_k(metric: str) -> list[int]:
-    """Return the K of a metric's name, as a list; nothing for `mrr`."""
-    match = re.fullmatch(r"(?:hr|ndcg|mrr)@([1-9]\d*)|mrr", metric)
-    if match is None:
-        raise InputError(f"loop.metric {metric!r} is not a validation metric: use hr@K, ndcg@K, mrr@K or mrr")
-    return [int(match[1])] if match[1] else []
 
 
 def _device(name: str | torch.device) -> torch.device:

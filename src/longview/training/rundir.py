@@ -3,14 +3,16 @@
 * `config.json`: the `RunConfig`.  * `model.safetensors`: the best weights.
 * `items.arrow`: the catalogue in the order of the model's indices (external id, title, features);
   `users.arrow`: external ids.
-* `data.json`: path, fingerprint, split and sizes of the data set trained on.
+* `data.json`: path, fingerprint, split and sizes of the data set trained on; what the model reads of it (`schema`)
+  and what it predicts of candidates (`tasks`).
 * `result.json`, `card.md`, `curves.png`, `log.jsonl`: what came out.  * `checkpoint/`: to resume.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ from safetensors import SafetensorError, safe_open
 
 from longview.config import parse
 from longview.data.dataset import IdMap, PreparedData, write_arrow
+from longview.data.labels import Task
 from longview.data.meta import SplitSpec
+from longview.data.schema import Schema
 from longview.errors import InputError
 from longview.files import atomic_file, write_json
 from longview.models.retriever import Retriever
+from longview.training.build import build_model
 from longview.training.config import RunConfig
 from longview.training.tensors import save_file
 
@@ -35,7 +40,8 @@ RETRAIN = "point at a directory written by `longview train`, or train again"
 class LoadedRun:
     """A model as trained, with what it takes to use it.
 
-    `data` holds `path`, `name`, `fingerprint`, `split`, `num_users`, `num_items`; `result` is None while training.
+    `data` holds `path`, `name`, `fingerprint`, `split`, `num_users`, `num_items`, `actions`; `result` is None
+    while training.
     """
 
     path: Path
@@ -46,6 +52,8 @@ class LoadedRun:
     user_ids: IdMap
     data: dict[str, Any]
     result: dict[str, Any] | None
+    schema: Schema = field(default_factory=Schema)
+    tasks: tuple[Task, ...] = ()
 
     def check_data(self, data: PreparedData) -> None:
         """Refuse a data set other than the one trained on.
@@ -84,13 +92,18 @@ def check_fingerprint(run: Path, recorded: dict[str, Any], data: PreparedData) -
         )
 
 
-def start_run(out: Path, config: RunConfig, data: PreparedData) -> None:
-    """Write what is known of a run before training: config, ids and data reference."""
+def start_run(
+    out: Path, config: RunConfig, data: PreparedData, schema: Schema | None = None, tasks: Sequence[Task] = ()
+) -> None:
+    """Write what is known of a run before training: config, ids, data reference, what is read and predicted of it."""
     out.mkdir(parents=True, exist_ok=True)
     for name, table in (("users", data.users.select(["id"])), ("items", data.item_table)):
         with atomic_file(out / f"{name}.arrow") as work:
             write_arrow(work, table)
-    write_json(out / "data.json", describe_data(data))
+    values = describe_data(data)
+    values["schema"] = (schema or Schema()).model_dump(mode="json")
+    values["tasks"] = [task.model_dump(mode="json") for task in tasks]
+    write_json(out / "data.json", values)
     write_json(out / "config.json", {"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")})
 
 
@@ -104,6 +117,7 @@ def describe_data(data: PreparedData) -> dict[str, Any]:
         "split": data.split.spec.model_dump(mode="json"),
         "num_users": data.num_users,
         "num_items": data.num_items,
+        "actions": list(data.meta.actions),
         "simulated": data.meta.simulated,
     }
 
@@ -132,7 +146,8 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Loade
     item_ids, user_ids = (IdMap(table["id"].combine_chunks()) for table in (items, users))
     if (len(item_ids), len(user_ids)) != (data.get("num_items"), data.get("num_users")):
         raise InputError(f"{path}: the id files do not have the sizes data.json says; {RETRAIN}")
-    model = config.model.build(len(item_ids))
+    schema, tasks = _inputs(data, path / "data.json")
+    model = build_model(config, len(item_ids), data.get("actions", ()), schema, tasks)
     load_weights(path / "model.safetensors", model)
     result = path / "result.json"
     return LoadedRun(
@@ -143,6 +158,8 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Loade
         item_ids=item_ids,
         user_ids=user_ids,
         data=data,
+        schema=schema,
+        tasks=tasks,
         result=read_json(result) if result.exists() else None,
     )
 
@@ -199,6 +216,12 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{file}: not schema version {SCHEMA_VERSION} of a run directory; {RETRAIN}")
     return values
+
+
+def _inputs(data: dict[str, Any], where: Path) -> tuple[Schema, tuple[Task, ...]]:
+    """Return what the model of a run reads and predicts; runs of before it was recorded read items and times alone."""
+    tasks = data.get("tasks", [])
+    return parse(Schema, data.get("schema", {}), str(where)), tuple(parse(Task, task, str(where)) for task in tasks)
 
 
 def _read_table(file: Path) -> pa.Table:

@@ -12,9 +12,11 @@ import torch
 
 from longview.data.dataset import PreparedData
 from longview.errors import InputError
+from longview.evaluation.impression_report import ImpressionReport
 from longview.evaluation.study import summarise
 from longview.files import write_json
 from longview.training.config import RunConfig
+from longview.training.goals import make_goal
 from longview.training.progress import TrainingProgress
 from longview.training.run import InterruptedRunError, train
 from longview.training.rundir import read_json
@@ -63,9 +65,16 @@ def run_study(
         for chosen in pending:
             _train(chosen, data, out, device, progress)
     runs = [read_json(_directory(out, seed) / "result.json") for seed in seeds]
-    study = summarise(runs, command=command)
+    study = summarise(runs, command=command, baselines=_ranking_baselines(config, data))
     write_json(out / "study.json", study)
     return study
+
+
+def _ranking_baselines(config: RunConfig, data: PreparedData) -> list[ImpressionReport]:
+    """Return the baselines on test of a study that ranks: they depend on its tasks, and have no seed."""
+    if config.task != "ranking":
+        return []
+    return [report for part in make_goal(config, data).baselines("test") for report in part.reports]
 
 
 def _directory(out: Path, seed: int) -> Path:

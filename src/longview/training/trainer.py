@@ -9,7 +9,9 @@ from longview.data.batches import JaggedBatch
 from longview.data.dataset import PreparedData
 from longview.models.retriever import Retriever
 from longview.training.config import RunConfig
-from longview.training.objective import Objective
+from longview.training.distributed import sum_gradients
+from longview.training.goals import Goal, make_goal
+from longview.training.graph import CapturedSteps, choose_graphs
 from longview.training.optimiser import WeightAverage, build_optimiser, build_table_optimiser, clip_gradients, rate_at
 from longview.training.precision import autocast, choose_precision, matmul_precision
 
@@ -19,24 +21,37 @@ class Trainer:
 
     Args:
         config: the run.
-        data: for the catalogue size and the counts of negatives.
+        data: what the goal of `config` is made for, where `goal` is not given.
         device: where the model lives.
         steps_per_epoch: what the schedule counts in.
+        goal: builds the model and its loss.
 
-    `precision_note` says why bf16 is off where it was wanted.
+    `precision_note` says why bf16 is off where it was wanted, `graphs_note` the same of CUDA graphs. `rate` is the
+    learning rate of the last step.
     """
 
-    def __init__(self, config: RunConfig, data: PreparedData, *, device: torch.device, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: PreparedData,
+        *,
+        device: torch.device,
+        steps_per_epoch: int,
+        goal: Goal | None = None,
+    ) -> None:
         self.config, self.device = config, device
-        self.model: Retriever = config.model.build(data.num_items).to(device)
-        sparse = config.optimiser.tables == "rowwise"
-        self.objective = Objective(config.loss, data, device=device, seed=config.loop.seed + 1, sparse=sparse)
+        goal = goal or make_goal(config, data)
+        self.model: Retriever = goal.build().to(device)
+        self.objective = goal.objective(device)
         self.optimiser = build_optimiser(self.model, config.optimiser)
         self.table_optimiser = build_table_optimiser(self.model, config.optimiser)
         decay = config.optimiser.average_decay
         self.average = WeightAverage(self.model, decay) if decay else None
         self.dtype, self.precision_note = choose_precision(config.loop.precision, device)
         self.planned_steps = config.loop.epochs * steps_per_epoch
+        self.rate = 0.0
+        graphs, self.graphs_note = choose_graphs(config, device)
+        self.captured = self._capturable() if graphs else None
 
     @property
     def evaluated(self) -> Retriever:
@@ -46,22 +61,47 @@ class Trainer:
     def step(self, batch: JaggedBatch, number: int) -> tuple[Tensor, Tensor]:
         """Train on `batch`, step `number` of the run (from 0); return its loss and gradient norm, unread."""
         self.model.train()
+        self.rate = rate_at(number, self.planned_steps, self.config.optimiser)
+        share = 0.0 if self.average is None else self.average.share(number)
+        if self.captured is not None:
+            return self.captured.step(batch, self.rate, share)
+        return self._step(batch.to(self.device), self.rate, share)
+
+    def _step(self, batch: JaggedBatch, rate: float | Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Do a step on a batch on the device; `rate` and `share` (of the weight average) are scalars."""
         with matmul_precision(self.device):
-            with autocast(self.dtype, self.device):
-                loss = self.objective.loss(self.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = sum_gradients(self.model, *self._backward(batch))
         norm = clip_gradients(self.model, self.config.optimiser.clip_norm, self.table_optimiser)
-        rate = rate_at(number, self.planned_steps, self.config.optimiser)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.table_optimiser is not None:
-            self.table_optimiser.rate = rate
+            self.table_optimiser.rate = float(rate)
             self.table_optimiser.step_gradient()
         if self.average is not None:
-            self.average.update(number)
-        return loss.detach(), norm
+            self.average.move(share)
+        return loss, norm
+
+    def _backward(self, batch: JaggedBatch) -> tuple[Tensor, int]:
+        """Set the gradients of `batch`; return its loss and how many positions that is a mean over."""
+        if not batch.num_sequences:  # this process's share of a last batch smaller than the number of processes
+            return torch.zeros((), device=self.device), 0
+        with autocast(self.dtype, self.device):
+            loss = self.objective.loss(self.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), self.objective.terms
+
+    def _capturable(self) -> CapturedSteps:
+        """Return what runs `_step` as CUDA graphs. They know tensors by their place: loaded state needs new ones."""
+        for group in self.optimiser.param_groups:
+            group["capturable"] = True
+        return CapturedSteps(
+            self._step,
+            device=self.device,
+            max_length=self.config.model.max_length,
+            generators=self.objective.generators(),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor a checkpoint must keep, by name: weights, moments, average, random states."""
@@ -80,22 +120,24 @@ class Trainer:
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Undo `tensors`: what follows is bit for bit what would have followed."""
-        self.model.load_state_dict(_under(tensors, "model"))
+        self.model.load_state_dict(under(tensors, "model"))
         if self.average is not None:
-            self.average.model.load_state_dict(_under(tensors, "average"))
+            self.average.model.load_state_dict(under(tensors, "average"))
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "optimiser").items():
+        for name, value in under(tensors, "optimiser").items():
             index, _, moment = name.partition(".")
             state.setdefault(int(index), {})[moment] = value
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        if self.captured is not None:
+            self.captured = self._capturable()
         if self.table_optimiser is not None:
-            self.table_optimiser.load_tensors(_under(tensors, "table"))
-        self.objective.load_tensors(_under(tensors, "objective"))
+            self.table_optimiser.load_tensors(under(tensors, "table"))
+        self.objective.load_tensors(under(tensors, "objective"))
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors named `prefix.…`, without the prefix."""
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}

@@ -99,6 +99,14 @@ class TestFull:
         targets[4] = 30
         assert full_softmax_loss(queries, items, targets, path=path).isnan()
 
+    def test_rows_that_do_not_count_add_nothing(self, path: Any) -> None:
+        queries, items, targets = problem(50, 40, 20)
+        options = {"counted": torch.arange(50, device=DEVICE) < 33, "label_smoothing": 0.1}
+        found = value_and_gradients(full_softmax_loss, queries, items, targets, path=path, **options)
+        expected = value_and_gradients(reference.full_softmax_loss, *double(queries, items), targets, **options)
+        assert_close(found, expected)
+        assert not found[1][33:].any()
+
     def test_rows_and_columns_may_be_views(self, path: Any) -> None:
         queries, items, targets = problem(9, 30, 40)
         found = value_and_gradients(full_softmax_loss, queries[:, ::2], items[:, ::2], targets, path=path)
@@ -181,6 +189,22 @@ class TestSampled:
             reference.sampled_softmax_loss, *double(queries, items), targets, negatives, **wide
         )
         assert_close(found, expected)
+
+    @pytest.mark.parametrize("sparse", [False, True])
+    def test_rows_that_do_not_count_add_nothing(self, sparse: bool) -> None:
+        queries, items, targets = problem(50, 40, 20)
+        negatives, options = sample_of(40, (4, 30), targets, corrected=True)
+        counted = torch.arange(50, device=DEVICE) < 33
+        found = value_and_gradients(
+            sampled_softmax_loss, queries, items, targets, negatives, path="triton", sparse=sparse, counted=counted,
+            **options,
+        )  # fmt: skip
+        wide = dict(zip(options, double(*options.values()), strict=True)) | {"counted": counted}
+        expected = value_and_gradients(
+            reference.sampled_softmax_loss, *double(queries, items), targets, negatives, **wide
+        )
+        assert_close([found[0], found[1], found[2].to_dense()], expected)
+        assert not found[1][33:].any()
 
     def test_a_row_may_have_no_negative_left(self) -> None:
         queries, items, targets = problem(3, 9, 20)

@@ -273,3 +273,56 @@ class TestBoth:
         assert reference.full_softmax_loss(queries, items, targets, label_smoothing=0.3).allclose(
             functional.cross_entropy(queries @ items.T, targets, label_smoothing=0.3)
         )
+
+
+class TestRowsThatDoNotCount:
+    """Padding, wherever it lies: its rows could hold anything."""
+
+    @given(
+        counts=st.lists(st.booleans(), min_size=1, max_size=40).filter(any),
+        kind=st.sampled_from(["full", "smoothed", "sampled", "corrected"]),
+        block=st.integers(1, 50) | st.none(),
+    )
+    @settings(deadline=None, max_examples=60)
+    def test_the_loss_is_that_of_the_others(self, counts: list[bool], kind: str, block: int | None) -> None:
+        counted = torch.tensor(counts)
+        queries, items, targets = problem(len(counts))
+        queries = torch.where(counted[:, None], queries, 1e9).detach()
+        rest, options, own = (), {"temperature": 0.7}, {}
+        loss: Loss = full_softmax_loss
+        if kind == "smoothed":
+            options["label_smoothing"] = 0.2
+        elif kind != "full":
+            loss, rest = sampled_softmax_loss, (negatives_of(None, 17),)
+            if kind == "corrected":
+                log_q = torch.linspace(-3, -1, 17, dtype=torch.float64)
+                options["negative_log_q"] = log_q[rest[0]]
+                own = {"target_log_q": log_q[targets]}
+        found = value_and_gradients(
+            loss, queries, items, targets, *rest, counted=counted, block=block, **options, **own
+        )
+        chosen = {name: value[counted] for name, value in own.items()}
+        expected = value_and_gradients(loss, queries[counted], items, targets[counted], *rest, **options, **chosen)
+        torch.testing.assert_close(found[0], expected[0])
+        torch.testing.assert_close(found[1][counted], expected[1])
+        assert not found[1][~counted].any()
+        torch.testing.assert_close(found[2], expected[2])
+
+    def test_groups_are_runs_of_all_rows(self) -> None:
+        queries, items, targets = problem()
+        negatives, counted = negatives_of(4, 17), torch.arange(23) < 15
+        found = value_and_gradients(sampled_softmax_loss, queries, items, targets, negatives, counted=counted)
+        expected = value_and_gradients(
+            reference.sampled_softmax_loss, queries, items, targets, negatives, counted=counted
+        )
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_at_least_one_row_counts(self) -> None:
+        with pytest.raises(InputError, match="leaves no row"):
+            full_softmax_loss(*problem(), counted=torch.zeros(23, dtype=torch.bool))
+
+    @pytest.mark.parametrize("counted", [torch.ones(5, dtype=torch.bool), torch.ones(23)])
+    def test_it_is_a_boolean_a_query(self, counted: Tensor) -> None:
+        with pytest.raises(InputError, match="counted must be"):
+            full_softmax_loss(*problem(), counted=counted)

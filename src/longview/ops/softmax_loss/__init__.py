@@ -29,6 +29,7 @@ def full_softmax_loss(
     *,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
+    counted: Tensor | None = None,
     block: int | None = None,
     path: Path | None = None,
 ) -> Tensor:
@@ -40,6 +41,8 @@ def full_softmax_loss(
         targets: (n,) int64 catalogue indices.
         temperature: positive; divides the logits.
         label_smoothing: in [0, 1): the weight spread evenly over the catalogue.
+        counted: (n,) bool, at least one true: the mean is over these rows; the others, padding, only take room. They
+            have no gradient and give none. None = all rows.
         block: queries a block; by default 8 MB of logits on a CPU, 512 MB on an accelerator (and 64 rows at least).
         path: `blocked`, `triton` (logits stay in registers) or `triton-blocked` (kernels write blocks of weights; the
             full softmax alone); None = the kernels that `path.py` says pay on a GPU, else blocks.
@@ -55,18 +58,19 @@ def full_softmax_loss(
         InputError: shapes, dtypes or settings that do not fit; the message gives both.
     """
     _check(queries, items, targets, temperature, block)
+    queries = _only_counted(queries, counted)
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     chosen = path_for("full", queries, items, path, block)
     if chosen == "triton":
         from longview.ops.softmax_loss.fused_full import FusedFullSoftmaxLoss
 
-        return _scalar(FusedFullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, None)
+        return _scalar(FusedFullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, None, counted)
     if chosen == "triton-blocked":
         from longview.ops.softmax_loss.fused_blocks import BlockedFullSoftmaxLoss
 
-        return _scalar(BlockedFullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, None)
-    return _scalar(FullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, block)
+        return _scalar(BlockedFullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, None, counted)
+    return _scalar(FullSoftmaxLoss, queries, items, targets, temperature, label_smoothing, block, counted)
 
 
 def sampled_softmax_loss(
@@ -78,6 +82,7 @@ def sampled_softmax_loss(
     temperature: float = 1.0,
     negative_log_q: Tensor | None = None,
     target_log_q: Tensor | None = None,
+    counted: Tensor | None = None,
     block: int | None = None,
     path: Path | None = None,
     sparse: bool = False,
@@ -100,6 +105,7 @@ def sampled_softmax_loss(
         InputError: shapes, dtypes or settings that do not fit; the message gives both.
     """
     _check(queries, items, targets, temperature, block)
+    queries = _only_counted(queries, counted)
     if negatives.dim() not in (1, 2) or negatives.dtype != torch.int64:
         raise InputError(f"negatives must be (m,) or (groups, m) int64, got {_of(negatives)}")
     for name, log_q, like in (("negative", negative_log_q, negatives), ("target", target_log_q, targets)):
@@ -112,8 +118,19 @@ def sampled_softmax_loss(
     if path_for("sampled", queries, items, path, block) == "triton":
         from longview.ops.softmax_loss.fused_sampled import FusedSampledSoftmaxLoss
 
-        return _scalar(FusedSampledSoftmaxLoss, queries, items, targets, sample, temperature, sparse, None)
-    return _scalar(SampledSoftmaxLoss, queries, items, targets, sample, temperature, sparse, block)
+        return _scalar(FusedSampledSoftmaxLoss, queries, items, targets, sample, temperature, sparse, None, counted)
+    return _scalar(SampledSoftmaxLoss, queries, items, targets, sample, temperature, sparse, block, counted)
+
+
+def _only_counted(queries: Tensor, counted: Tensor | None) -> Tensor:
+    """Return `queries` with zeros where a row does not count: no item gets a gradient from a query of zero."""
+    if counted is None:
+        return queries
+    if counted.shape != queries.shape[:1] or counted.dtype != torch.bool:
+        raise InputError(f"counted must be ({len(queries)},) bool, one a query, got {_of(counted)}")
+    if counted.device.type == "cpu" and not bool(counted.any()):
+        raise InputError("counted leaves no row out of which a mean could be made")
+    return torch.where(counted[:, None], queries, 0)
 
 
 def _scalar(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:

@@ -17,17 +17,23 @@ from torch import Tensor
 from longview.ops.softmax_loss.numerics import (
     SAFE_EXPONENT,
     accumulation_dtype,
+    chained,
     exponentiate_,
     largest_logit,
     matmul_dtype,
+    mean_of,
     product,
     refuse_second_derivative,
     rows_per_block,
+    scaled,
 )
 
 
 class FullSoftmaxLoss(torch.autograd.Function):
-    """`apply(queries, items, targets, temperature, label_smoothing, block)` → mean loss, a scalar."""
+    """`apply(queries, items, targets, temperature, label_smoothing, block, counted)` → mean loss, a scalar.
+
+    Rows that do not count have a query of zero, so that no item gets a gradient from them.
+    """
 
     @staticmethod
     def forward(
@@ -38,12 +44,14 @@ class FullSoftmaxLoss(torch.autograd.Function):
         temperature: float,
         label_smoothing: float,
         block: int | None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         dtype = matmul_dtype(queries, items)
         need_queries, need_items = ctx.needs_input_grad[:2]
         with torch.autocast(queries.device.type, enabled=False):
             sweep = _Sweep(queries, items, targets, dtype, 1 / temperature, label_smoothing)
-            loss, grad_queries, grad_items = sweep.run(block, need_queries, need_items)
+            losses, grad_queries, grad_items = sweep.run(block, need_queries, need_items)
+            loss, ctx.factor = mean_of(losses, counted)
         ctx.save_for_backward(
             None if grad_queries is None else grad_queries.to(queries.dtype),
             None if grad_items is None else grad_items.to(items.dtype),
@@ -53,8 +61,9 @@ class FullSoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        scaled = [None if saved is None else saved * grads[0].to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        factor = chained(grads[0], ctx.factor)
+        found = [None if saved is None else scaled(saved, factor) for saved in ctx.saved_tensors]
+        return (*found, None, None, None, None, None)
 
 
 class _Sweep:
@@ -88,7 +97,7 @@ class _Sweep:
                 self._gradients(chosen, exp_rV, inverse_r1, grad_nd, grad_Vd)
         if grad_nd is not None:
             grad_nd.mul_(self.scale)
-        return losses_n.mean(), grad_nd, grad_Vd
+        return losses_n, grad_nd, grad_Vd
 
     def _probabilities(self, chosen: slice, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return unnormalised probabilities (r, V), what normalises them (r, 1), and the losses (r,)."""

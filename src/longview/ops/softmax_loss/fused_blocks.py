@@ -17,7 +17,7 @@ from torch import Tensor
 
 from longview.ops.kernels import on_device_of
 from longview.ops.softmax_loss import triton_blocks as kernels
-from longview.ops.softmax_loss.numerics import matmul_dtype, product, refuse_second_derivative
+from longview.ops.softmax_loss.numerics import chained, matmul_dtype, mean_of, product, refuse_second_derivative
 from longview.ops.softmax_loss.triton_tile import LOG2_E, Tile
 
 WEIGHTS = 1 << 27  # entries of a block: 256 MB of 2-byte weights, and tiles enough to fill the device several times
@@ -32,7 +32,7 @@ class Setup(NamedTuple):
 
 
 class BlockedFullSoftmaxLoss(torch.autograd.Function):
-    """`apply(queries, items, targets, temperature, label_smoothing, setup)` → mean loss, a scalar."""
+    """`apply(queries, items, targets, temperature, label_smoothing, setup, counted)` → mean loss, a scalar."""
 
     @staticmethod
     def forward(
@@ -43,6 +43,7 @@ class BlockedFullSoftmaxLoss(torch.autograd.Function):
         temperature: float,
         label_smoothing: float,
         setup: Setup | None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         low = matmul_dtype(queries, items)
         query_nd, item_Vd, targets = queries.to(low).contiguous(), items.to(low).contiguous(), targets.contiguous()
@@ -54,7 +55,8 @@ class BlockedFullSoftmaxLoss(torch.autograd.Function):
             losses, logs = problem.losses(mean_d)
         ctx.save_for_backward(query_nd, item_Vd, targets, logs, mean_d)
         ctx.settings = 1 / temperature, label_smoothing, setup, queries.dtype, items.dtype
-        return losses.mean()
+        loss, ctx.factor = mean_of(losses, counted)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -66,8 +68,8 @@ class BlockedFullSoftmaxLoss(torch.autograd.Function):
             problem = _Problem(query_nd, item_Vd, targets, *settings)
             grad_nd = torch.zeros_like(query_nd, dtype=torch.float32) if need_queries else None
             grad_Vd = torch.empty_like(item_Vd, dtype=item_dtype) if need_items else None
-            problem.gradients(logs, mean_d, grads[0].float(), grad_nd, grad_Vd)
-        return None if grad_nd is None else grad_nd.to(query_dtype), grad_Vd, None, None, None, None
+            problem.gradients(logs, mean_d, chained(grads[0], ctx.factor).float(), grad_nd, grad_Vd)
+        return None if grad_nd is None else grad_nd.to(query_dtype), grad_Vd, None, None, None, None, None
 
 
 class _Problem:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from longview.ops.kernels import on_device_of, padded_dim
 from longview.ops.softmax_loss import triton_full as kernels
-from longview.ops.softmax_loss.numerics import matmul_dtype, refuse_second_derivative
+from longview.ops.softmax_loss.numerics import chained, matmul_dtype, mean_of, refuse_second_derivative, scaled
 from longview.ops.softmax_loss.triton_tile import LOG2_E, Tile, split
 
 Tiles = tuple[Tile, Tile]  # of the forward kernel and of the gradient of the items
 
 
 class FusedFullSoftmaxLoss(torch.autograd.Function):
-    """`apply(queries, items, targets, temperature, label_smoothing, tiles)` → mean loss, a scalar.
+    """`apply(queries, items, targets, temperature, label_smoothing, tiles, counted)` → mean loss, a scalar.
 
     `tiles` None = the table in `triton_full`. The queries' gradient is made in the forward pass, where it costs one
     product; the items' in the backward pass, so that no second table is held in between.
@@ -37,6 +37,7 @@ class FusedFullSoftmaxLoss(torch.autograd.Function):
         temperature: float,
         label_smoothing: float,
         tiles: Tiles | None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         low = matmul_dtype(queries, items)
         query_nd, item_Vd = queries.to(low).contiguous(), items.to(low).contiguous()
@@ -50,19 +51,20 @@ class FusedFullSoftmaxLoss(torch.autograd.Function):
             losses, logs = _finish(problem, query_nd, item_Vd, targets, mean_d, parts, grad)
         ctx.save_for_backward(grad, *((query_nd, item_Vd, targets, logs) if need_items else ()))
         ctx.problem, ctx.item_dtype = problem, items.dtype
-        return losses.mean()
+        loss, ctx.factor = mean_of(losses, counted)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         grad_queries, *saved = ctx.saved_tensors
-        grad_items = None
+        factor, grad_items = chained(grads[0], ctx.factor).float(), None
         if saved:
-            with on_device_of(grads[0]):
-                grad_items = _grad_items(ctx.problem, ctx.item_dtype, grads[0].float(), *saved)
+            with on_device_of(factor):
+                grad_items = _grad_items(ctx.problem, ctx.item_dtype, factor, *saved)
         if grad_queries is not None:
-            grad_queries = grad_queries * grads[0].to(grad_queries.dtype)
-        return grad_queries, grad_items, None, None, None, None
+            grad_queries = scaled(grad_queries, factor)
+        return grad_queries, grad_items, None, None, None, None, None
 
 
 class _Problem(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 from longview.ops.embedding import sparse_gradient, sum_by_id
 from longview.ops.kernels import on_device_of, padded_dim
 from longview.ops.softmax_loss import triton_sampled as kernels
-from longview.ops.softmax_loss.numerics import matmul_dtype, refuse_second_derivative
+from longview.ops.softmax_loss.numerics import chained, matmul_dtype, mean_of, refuse_second_derivative, scaled
 from longview.ops.softmax_loss.sampled import Sample
 from longview.ops.softmax_loss.triton_tile import LOG2_E, Tile
 
@@ -25,7 +25,7 @@ Tiles = tuple[Tile, Tile]  # of the forward kernel and of the gradient of the ne
 
 
 class FusedSampledSoftmaxLoss(torch.autograd.Function):
-    """`apply(queries, items, targets, sample, temperature, sparse, tiles)` → mean loss, a scalar.
+    """`apply(queries, items, targets, sample, temperature, sparse, tiles, counted)` → mean loss, a scalar.
 
     `sparse` makes the items' gradient a sparse tensor of n + G m rows; `tiles` None = the table in `triton_sampled`.
     """
@@ -40,6 +40,7 @@ class FusedSampledSoftmaxLoss(torch.autograd.Function):
         temperature: float,
         sparse: bool,
         tiles: Tiles | None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         low = matmul_dtype(queries, items)
         queries, items, targets = queries.contiguous(), items.contiguous(), targets.contiguous()
@@ -60,20 +61,22 @@ class FusedSampledSoftmaxLoss(torch.autograd.Function):
                 grad = _finish(problem, mixes, items, targets, shares, queries.dtype)
                 ctx.save_for_backward(grad, queries, query_nd, source, targets, negatives, negative_log_q, logs, shares)
         ctx.problem, ctx.sparse, ctx.like = problem, sparse, (items.dtype, items.shape)
-        return losses.mean()
+        loss, ctx.factor = mean_of(losses, counted)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         grad_queries, *saved = ctx.saved_tensors
         found: list[Tensor | None] = [None, None]
+        factor = chained(grads[0], ctx.factor).float()
         if ctx.needs_input_grad[0]:
-            found[0] = grad_queries * grads[0].to(grad_queries.dtype)
+            found[0] = scaled(grad_queries, factor)
         if ctx.needs_input_grad[1]:
-            with on_device_of(grads[0]):
-                ids, rows = _grad_rows(ctx.problem, grads[0].float(), *saved)
+            with on_device_of(factor):
+                ids, rows = _grad_rows(ctx.problem, factor, *saved)
                 found[1] = (sparse_gradient if ctx.sparse else sum_by_id)(ids, rows, *ctx.like)
-        return (*found, None, None, None, None, None)
+        return (*found, None, None, None, None, None, None)
 
 
 class _Problem(NamedTuple):

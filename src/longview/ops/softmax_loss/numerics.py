@@ -64,6 +64,27 @@ def exponentiate_(logits: Tensor, bounded: bool, floor: Tensor | None = None) ->
     return shift, logits.sub_(shift).exp_().sum(-1, keepdim=True)
 
 
+def mean_of(losses_n: Tensor, counted_n: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the mean of the losses of the rows that count (None: all of them), a scalar.
+
+    Also return what gradients of the mean over all rows are to be multiplied by, a scalar, or None for nothing.
+    """
+    if counted_n is None:
+        return losses_n.mean(), None
+    number = counted_n.sum()
+    return torch.where(counted_n, losses_n, 0).sum() / number, len(losses_n) / number
+
+
+def chained(grad_loss: Tensor, factor: Tensor | None) -> Tensor:
+    """Return the gradient of a loss times the second result of `mean_of`, a scalar."""
+    return grad_loss if factor is None else grad_loss * factor
+
+
+def scaled(saved: Tensor, factor: Tensor) -> Tensor:
+    """Return `saved` (n, d) times a scalar that has more digits, rounded once to the dtype of `saved`."""
+    return torch.mul(saved, factor.reshape(1, 1), out=torch.empty_like(saved))
+
+
 def refuse_second_derivative() -> None:
     """Raise inside `backward` when a second derivative is being prepared."""
     if torch.is_grad_enabled():

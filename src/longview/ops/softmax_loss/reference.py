@@ -8,11 +8,17 @@ from torch.nn import functional
 
 
 def full_softmax_loss(
-    queries: Tensor, items: Tensor, targets: Tensor, *, temperature: float = 1.0, label_smoothing: float = 0.0
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy over the whole catalogue; holds (n, num_items) logits. See the package for arguments."""
     logits = queries @ items.mT / temperature
-    return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return _mean(functional.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none"), counted)
 
 
 def sampled_softmax_loss(
@@ -24,6 +30,7 @@ def sampled_softmax_loss(
     temperature: float = 1.0,
     negative_log_q: Tensor | None = None,
     target_log_q: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the target among itself and its group's negatives; holds (n, 1 + m) logits."""
     own = negatives.view(-1, negatives.shape[-1])[query_groups(len(queries), negatives, queries.device)]  # (n, m)
@@ -36,7 +43,11 @@ def sampled_softmax_loss(
         target_logits = target_logits - target_log_q
     logits = logits.masked_fill(own == targets[:, None], float("-inf"))
     everything = torch.cat([target_logits[:, None], logits], dim=1)
-    return (torch.logsumexp(everything, dim=1) - target_logits).mean()
+    return _mean(torch.logsumexp(everything, dim=1) - target_logits, counted)
+
+
+def _mean(losses: Tensor, counted: Tensor | None) -> Tensor:
+    return losses.mean() if counted is None else losses[counted].mean()
 
 
 def query_groups(num_queries: int, negatives: Tensor, device: torch.device) -> Tensor:

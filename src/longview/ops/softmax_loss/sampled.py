@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from longview.ops.embedding import sparse_gradient
+from longview.ops.embedding import sparse_gradient, sum_by_id
 from longview.ops.softmax_loss.numerics import (
     SAFE_EXPONENT,
     accumulation_dtype,
+    chained,
     exponentiate_,
     largest_logit,
     matmul_dtype,
+    mean_of,
     product,
     refuse_second_derivative,
     rows_per_block,
@@ -34,7 +36,10 @@ class Sample(NamedTuple):
 
 
 class SampledSoftmaxLoss(torch.autograd.Function):
-    """`apply(queries, items, targets, sample, temperature, sparse, block)` → mean loss, a scalar."""
+    """`apply(queries, items, targets, sample, temperature, sparse, block, counted)` → mean loss, a scalar.
+
+    Rows that do not count have a query of zero, so that no item gets a gradient from them.
+    """
 
     @staticmethod
     def forward(
@@ -46,11 +51,12 @@ class SampledSoftmaxLoss(torch.autograd.Function):
         temperature: float,
         sparse: bool,
         block: int | None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         dtype = matmul_dtype(queries, items)
         with torch.autocast(queries.device.type, enabled=False):
             sweep = _Sweep(queries, items, targets, sample, dtype, 1 / temperature)
-            loss = sweep.run(block, any(ctx.needs_input_grad[:2]))
+            loss, ctx.factor = mean_of(sweep.run(block, any(ctx.needs_input_grad[:2])), counted)
             if any(ctx.needs_input_grad[:2]):
                 ctx.save_for_backward(*sweep.gradients(), targets, sample.negatives)
         ctx.sparse, ctx.like = sparse, (queries.dtype, items.dtype, items.shape)
@@ -61,19 +67,21 @@ class SampledSoftmaxLoss(torch.autograd.Function):
         refuse_second_derivative()
         grad_queries, grad_targets, grad_negatives, targets, negatives = ctx.saved_tensors
         query_dtype, item_dtype, shape = ctx.like
+        factor = chained(grads[0], ctx.factor)
         found: list[Tensor | None] = [None, None]
         if ctx.needs_input_grad[0]:
-            found[0] = (grad_queries * grads[0]).to(query_dtype)
-        if ctx.needs_input_grad[1] and ctx.sparse:
-            ids = torch.cat([targets, negatives.flatten()])
-            found[1] = sparse_gradient(ids, torch.cat([grad_targets, grad_negatives]) * grads[0], item_dtype, shape)
+            found[0] = (grad_queries * factor).to(query_dtype)
+        if ctx.needs_input_grad[1] and (ctx.sparse or grad_targets.is_cuda):
+            # On a GPU `index_add_` would add repeated items in whatever order they come.
+            ids, rows = torch.cat([targets, negatives.flatten()]), torch.cat([grad_targets, grad_negatives]) * factor
+            found[1] = (sparse_gradient if ctx.sparse else sum_by_id)(ids, rows, item_dtype, shape)
         elif ctx.needs_input_grad[1]:
             # The table's gradient is made here, once: a pass over a large table costs more than the loss.
             table = grad_targets.new_zeros(shape)
-            table.index_add_(0, targets, grad_targets * grads[0])
-            table.index_add_(0, negatives.flatten(), grad_negatives * grads[0])
+            table.index_add_(0, targets, grad_targets * factor)
+            table.index_add_(0, negatives.flatten(), grad_negatives * factor)
             found[1] = table.to(item_dtype)
-        return (*found, None, None, None, None, None)
+        return (*found, None, None, None, None, None, None)
 
 
 class _Sweep:
@@ -113,7 +121,7 @@ class _Sweep:
         return max(largest_logit(query_nd, rows, extra) for rows in (self.negative_Gmd, target_nd))
 
     def run(self, block: int | None, gradients: bool) -> Tensor:
-        """Return the mean loss; with `gradients`, fill them."""
+        """Return the losses (n,); with `gradients`, fill those of their mean."""
         groups, size = self.target_Gs.shape
         rows = rows_per_block(self.columns, self.query_Gsd.device, block)
         if gradients:
@@ -124,7 +132,7 @@ class _Sweep:
         for group in range(0, groups, at_once):
             for row in range(0, size, rows):
                 self._block(slice(group, group + at_once), slice(row, row + rows), gradients)
-        return self.losses_Gs.flatten()[: self.num_queries].mean()
+        return self.losses_Gs.flatten()[: self.num_queries]
 
     def _block(self, group: slice, row: slice, gradients: bool) -> None:
         query, negative = self.query_Gsd[group, row], self.negative_Gmd[group]

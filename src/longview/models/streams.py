@@ -1,0 +1,300 @@
+"""Mixture of transducers: a stack for each stream of behaviour, fused position by position.
+
+An action-bit map says which events a stream reads; an event may belong to several streams, or to none. The input
+embedding is shared and made before the streams part, so a position or a time gap counts in the whole history and
+tells a stream nothing of what the others will do. The vector of position i is fused from each stream's newest event at
+or before i (a learned vector where there is none yet), so nothing after i has a say.
+
+Source: ULTRA-HSTU, arXiv 2602.16986, which gives no formula for the fusion; ours is the sum of the streams, plus (for
+`concat`) a two-layer network of their concatenation. One stream alone is not fused.
+Shape suffixes: T tokens of all sequences, B sequences, S streams, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from longview.config import Config
+from longview.data.actions import MAX_ACTIONS
+from longview.errors import InputError, suggestion
+from longview.models.hstu import AttentionConfig, HSTUStack
+from longview.models.layout import Hidden, Layout
+from longview.models.topology import TruncatedStack, TruncationConfig, look_up
+from longview.ops.jagged import counts_within, history_ages, offsets_from_lengths, positions, segment_ids, take_rows
+
+NONE = -1  # no event of the stream yet
+ALL = (1 << MAX_ACTIONS) - 1
+
+
+class StreamConfig(Config):
+    """One stream of behaviour; what is left out is the model's."""
+
+    actions: tuple[int | str, ...] = Field(
+        min_length=1,
+        description="names (or bits) of the actions that belong here; none = events without any, all = every event",
+    )
+    layers: int | None = Field(default=None, ge=1, description="default model.layers")
+    max_length: int | None = Field(default=None, ge=1, description="newest events of the stream that are read")
+    attention: AttentionConfig | None = Field(default=None, description="default model.attention")
+    truncation: TruncationConfig | None = Field(default=None, description="default model.truncation")
+
+    @field_validator("actions")
+    @classmethod
+    def _bits_fit(cls, actions: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        for action in actions:
+            if isinstance(action, int) and not 0 <= action < MAX_ACTIONS:
+                raise ValueError(f"action bit {action} is not one of 0 to {MAX_ACTIONS - 1}")
+        return actions
+
+    def rule(self, name: str, known: Sequence[str]) -> Rule:
+        """Return which events belong to the stream; `known` are the names of the data's actions, bit 0 first.
+
+        Raises:
+            InputError: an action the data does not have; the message names those it has.
+        """
+        bits, without = 0, False
+        for action in self.actions:
+            if isinstance(action, int) or action in known:
+                bits |= 1 << (action if isinstance(action, int) else list(known).index(action))
+            elif action in ("all", "none"):
+                bits, without = (ALL if action == "all" else bits), True
+            else:
+                have = f"the data has {', '.join(known)}" if known else "the data has no actions (prepare --action)"
+                near = suggestion(action, known)
+                raise InputError(f"model.streams.{name}.actions: no action {action!r}{near}; {have}, and none and all")
+        return Rule(bits, without)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Events that belong to a stream: with any of the action `bits`, and with `without` those that have no action."""
+
+    bits: int
+    without: bool = False
+
+    def members(self, actions: Tensor) -> Tensor:
+        """Return which of the events with these action bits belong, bool."""
+        found = (actions & self.bits) != 0
+        return found | (actions == 0) if self.without else found
+
+
+class Fusion(nn.Module):
+    """One vector from those of all streams: their sum, plus for `concat` a network of all of them (zero at first)."""
+
+    def __init__(self, kind: Literal["concat", "sum"], streams: int, width: int) -> None:
+        super().__init__()
+        self.mix = None
+        if kind == "concat" and streams > 1:
+            first, last = nn.Linear(streams * width, width), nn.Linear(width, width)
+            nn.init.xavier_uniform_(first.weight)
+            for zero in (first.bias, last.weight, last.bias):
+                nn.init.zeros_(zero)
+            self.mix = nn.Sequential(nn.LayerNorm(streams * width, eps=1e-6), first, nn.SiLU(), last)
+
+    def forward(self, streams: list[Tensor]) -> Tensor:
+        """Return (T, width) of the streams' (T, width)."""
+        fused = streams[0]
+        for other in streams[1:]:
+            fused = fused + other
+        return fused if self.mix is None else fused + self.mix(torch.cat(streams, dim=-1)).to(fused.dtype)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one stream reads of a batch, and where each token of the batch finds its vector.
+
+    Attributes:
+        rows: the tokens it reads; context and targets are in every stream.
+        layout: where they belong.
+        place: (T,) row of the stream's output for each token; -1 = no event of the stream yet.
+        lengths: (B,) its events in each history.
+    """
+
+    rows: Tensor
+    layout: Layout
+    place: Tensor
+    lengths: Tensor
+
+
+class StreamedStack(nn.Module):
+    """Stacks of several streams over one input.
+
+    Args:
+        stacks: of each stream, by name.
+        rules: which events belong to each.
+        limits: newest events of each that are read, or None for all.
+    """
+
+    def __init__(
+        self,
+        stacks: Mapping[str, HSTUStack | TruncatedStack],
+        rules: Mapping[str, Rule],
+        limits: Mapping[str, int | None],
+        fusion: Literal["concat", "sum"],
+        width: int,
+    ) -> None:
+        super().__init__()
+        self.streams = nn.ModuleDict(stacks)
+        self.rules, self.limits = dict(rules), dict(limits)
+        self.empty = nn.Parameter(torch.randn(len(stacks), width) * 0.02)
+        self.fusion = Fusion(fusion, len(stacks), width)
+
+    def hidden(self, x_TD: Tensor, layout: Layout) -> Hidden:
+        """Return the fused vectors of the tokens for which every stream has one (`Hidden.rows`; None = all).
+
+        Raises:
+            InputError: no actions in the batch.
+        """
+        parts, rows, kept = self._parted(layout, len(x_TD))
+        found = []
+        for (_, stack), part, empty in zip(self.stacks(), parts, self.empty, strict=True):
+            values = stack.hidden(take_rows(x_TD, part.rows), part.layout).values if len(part.rows) else x_TD[:0]
+            place = part.place if rows is None else part.place[rows]
+            found.append(_vectors(values, empty, place))
+        return Hidden(self.fusion(found), kept, rows)
+
+    def newest(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        """Return (B, width), fused from the newest event of every stream."""
+        parts = dict(zip(self.streams, self.parts(layout, len(x_TD)), strict=True))
+        found = {
+            name: stack.newest(take_rows(x_TD, parts[name].rows), parts[name].layout)
+            if len(parts[name].rows)
+            else x_TD.new_zeros(len(parts[name].lengths), x_TD.shape[1])
+            for name, stack in self.stacks()
+        }
+        return self.fuse_newest(found, {name: part.lengths > 0 for name, part in parts.items()})
+
+    def fuse_newest(self, newest: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> Tensor:
+        """Return (B, width) of each stream's newest vectors (B, width) and whether it has an event, (B,) bool."""
+        found = [
+            torch.where(read[name][:, None], newest[name], empty.to(newest[name].dtype))
+            for name, empty in zip(self.streams, self.empty, strict=True)
+        ]
+        return self.fusion(found)  # type: ignore[no-any-return]
+
+    def parts(self, layout: Layout, total: int) -> list[Part]:
+        """Return what each stream reads of a batch of `total` tokens."""
+        return self._parted(layout, total, newest_only=True)[0]
+
+    def stacks(self) -> list[tuple[str, HSTUStack | TruncatedStack]]:
+        """Return the stacks by name."""
+        return [(name, stack) for name, stack in self.streams.items() if isinstance(stack, HSTUStack | TruncatedStack)]
+
+    def reach(self, name: str) -> int | None:
+        """Return how many of the newest events of a stream have an output; None = all."""
+        stack, limit = self.streams[name], self.limits[name]
+        if not isinstance(stack, TruncatedStack):
+            return limit
+        return stack.length if limit is None else min(limit, stack.length)
+
+    def _parted(
+        self, layout: Layout, total: int, *, newest_only: bool = False
+    ) -> tuple[list[Part], Tensor | None, Layout]:
+        """Return the parts of the streams, the tokens all have a vector for, and their layout.
+
+        A GPU is waited for once, for the numbers of events of each stream.
+        """
+        if layout.actions is None:
+            raise InputError(
+                "model.streams parts events by their actions, and this batch has none: prepare the data with "
+                "--action COLUMN, or give the actions with the events"
+            )
+        tokens = _Tokens.of(layout, total)
+        drafts = [tokens.draft(self.rules[name].members(layout.actions), self.limits[name]) for name in self.streams]
+        cut = {name: reach for name in self.streams if (reach := self.reach(name)) is not None}
+        cut = {} if newest_only else {name: reach for name, reach in cut.items() if reach < layout.max_length}
+        available = torch.ones_like(tokens.is_history)
+        for name, draft in zip(self.streams, drafts, strict=True):
+            available &= draft.within(cut[name], tokens) if name in cut else True
+        known = torch.cat([*(draft.kept for draft in drafts), tokens.history, available.sum()[None]]).cpu()
+        *lengths, history = known[:-1].view(len(drafts) + 1, -1)
+        others = total - int(history.sum())
+        parts = [
+            draft.part(tokens, kept, others, self.reach(name))
+            for name, draft, kept in zip(self.streams, drafts, lengths, strict=True)
+        ]
+        if not cut:
+            return parts, None, layout
+        rows, kept = layout.where(available, int(known[-1]), layout.max_length)
+        return parts, rows, kept
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokens of a batch: sequence, place in it, whether history; and (B,) history and context lengths."""
+
+    layout: Layout
+    segments: Tensor
+    places: Tensor
+    is_history: Tensor
+    history: Tensor
+    context: Tensor
+
+    @classmethod
+    def of(cls, layout: Layout, total: int) -> _Tokens:
+        segments, places = segment_ids(layout.offsets, total), positions(layout.offsets, total)
+        history = layout.history_lengths()
+        context = torch.zeros_like(history) if layout.context_lengths is None else layout.context_lengths
+        is_history = history_ages(layout.offsets, total, layout.target_lengths) >= 0
+        return cls(layout, segments, places, is_history & (places >= context[segments]), history, context)
+
+    def draft(self, belongs: Tensor, limit: int | None) -> _Draft:
+        """Return the stream of the history events that are true in `belongs`, cut to its newest `limit`."""
+        belongs = belongs & self.is_history
+        running = torch.cat([self.history.new_zeros(1), belongs.cumsum(0)])
+        number = running[1:] - running[self.layout.offsets[:-1]][self.segments]
+        lengths = counts_within(belongs, self.layout.offsets)
+        return _Draft(belongs, number, lengths, lengths if limit is None else lengths.clamp(max=limit))
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A stream before the host knows its size.
+
+    Attributes:
+        belongs: (T,) bool, its events.
+        number: (T,) its events in the history so far, a token's own included.
+        lengths: (B,) its events.
+        kept: (B,) those that are read.
+    """
+
+    belongs: Tensor
+    number: Tensor
+    lengths: Tensor
+    kept: Tensor
+
+    def within(self, reach: int, tokens: _Tokens) -> Tensor:
+        """Return the tokens that have an output where only the newest `reach` events have one."""
+        beyond = (self.lengths - reach)[tokens.segments]
+        return ~tokens.is_history | (self.number == 0) | (self.number > beyond)
+
+    def part(self, tokens: _Tokens, kept: Tensor, others: int, reach: int | None) -> Part:
+        """Return what the stream reads; `kept` (B,) is on the host, `others` are the tokens that are no history."""
+        layout, segments = tokens.layout, tokens.segments
+        read = self.belongs & (self.number > (self.lengths - self.kept)[segments])
+        longest = int(kept.max()) if layout.history_only and kept.numel() else layout.max_length
+        rows, own = layout.where(read | ~tokens.is_history, int(kept.sum()) + others, longest)
+        if layout.history_only:
+            own = replace(own, host_offsets=offsets_from_lengths(kept))
+        out = self.lengths if reach is None else self.lengths.clamp(max=reach)
+        lengths = layout.offsets.diff()
+        starts = offsets_from_lengths(lengths - tokens.history + out)
+        event = (starts[:-1] + tokens.context - self.lengths + out)[segments] + self.number - 1
+        event = torch.where(self.number == 0, NONE, event.clamp(min=0))
+        # Context lies in front and targets behind, whatever is cut out between.
+        in_front = tokens.places < tokens.context[segments]
+        shift = torch.where(in_front, starts[:-1][segments], (starts[1:] - lengths)[segments])
+        return Part(rows, own, torch.where(tokens.is_history, event, shift + tokens.places), self.lengths)
+
+
+def _vectors(values: Tensor, empty: Tensor, place: Tensor) -> Tensor:
+    """Return the row of `values` at each place, and `empty` where it is -1; its gradient is summed in one order."""
+    table = torch.cat([values, empty.to(values.dtype)[None]])
+    rows = torch.where(place == NONE, len(values), place)
+    return look_up(table, rows)

@@ -1,0 +1,206 @@
+"""Training steps as CUDA graphs: captured once for each shape of a padded batch, then replayed with one launch.
+
+A step of a small model is hundreds of kernels of a few microseconds, fewer than a host can launch in that time. The
+first steps of a shape run launch by launch, so that kernels are compiled and optimiser state exists; they train like
+any other. Random numbers of a replay are those the same step would draw launch by launch.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from longview.data.batches import JaggedBatch
+from longview.data.padding import capacity_for, padded
+from longview.errors import LongviewError
+from longview.metric_learning.distributed import ranks
+from longview.models.retriever import RetrieverConfig
+from longview.ops.attention import FURTHEST, WIDEST, why_off
+from longview.training.config import RunConfig
+
+WARM_UP = 3  # steps of a shape before it is captured
+MOST = 32  # graphs kept; the shapes of a data set's batches are fewer, unless their sizes differ wildly
+WORDS = torch.int64  # what the buffer of a step's input holds; columns of any dtype are laid into it byte for byte
+
+Body = Callable[[JaggedBatch, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def choose_graphs(config: RunConfig, device: torch.device) -> tuple[bool, str | None]:
+    """Return whether steps run as graphs and, where they do not but could be expected to, a sentence saying why.
+
+    `auto` expects them on a GPU, `on` everywhere.
+    """
+    wanted = config.loop.graphs
+    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
+        return False, None
+    refusal = why_no_graphs(config, device)
+    return refusal is None, None if refusal is None else f"CUDA graphs are off, launching step by step: {refusal}"
+
+
+def why_no_graphs(config: RunConfig, device: torch.device) -> str | None:
+    """Return why steps of `config` cannot be captured on `device`, or None where they can."""
+    if device.type != "cuda":
+        return f"they need a GPU, and the run is on {device.type}"
+    if ranks()[0] > 1:
+        return f"gradients are summed over {ranks()[0]} processes in the middle of a step"
+    if config.optimiser.tables == "rowwise":
+        return "optimiser.tables rowwise takes its step number from the host"
+    model = config.model
+    looks = {
+        f"task {config.task} reads candidates": config.task != "retrieval",
+        "model.truncation cuts each history": model.truncation is not None,
+        "model.streams parts each history": bool(model.streams),
+        "model.embedding.context puts tokens in front of each history": bool(model.embedding.context),
+    }
+    for what, used in looks.items():
+        if used:
+            return f"{what}, so shapes depend on what is in a batch"
+    return _why_no_kernel(model, device) if model.kind == "hstu" else None
+
+
+def _why_no_kernel(model: RetrieverConfig, device: torch.device) -> str | None:
+    """Return why attention would take the dense path, which looks at lengths on the host."""
+    reason = why_off("triton", device)
+    if reason is not None:
+        return f"attention has no kernel here: {reason}"
+    widest = max(model.layer.qk_dim or 0, model.layer.v_dim or 0, model.width // model.heads)
+    if widest > WIDEST:
+        return f"the attention kernels take heads of up to {WIDEST}, and these have {widest}"
+    if model.attention.position_bias and model.max_length > FURTHEST:
+        return f"the attention kernels take a position bias of up to {FURTHEST} distances, not {model.max_length}"
+    return None
+
+
+class CapturedSteps:
+    """Runs `body` on padded batches, as a graph where a shape has come often enough.
+
+    Args:
+        body: `(batch, rate, share) → (loss, norm)`: a whole step on tensors of `device`, the learning rate and the
+            share of the weight average scalars among them. It may not wait for the device, and whatever it changes it
+            changes in place.
+        device: a GPU.
+        max_length: of a sequence.
+        generators: random generators that `body` uses besides the device's own.
+
+    Tensors that `body` reads and somebody else replaces, such as loaded optimiser state, need a new instance.
+    """
+
+    def __init__(
+        self, body: Body, *, device: torch.device, max_length: int, generators: Sequence[torch.Generator] = ()
+    ) -> None:
+        self.body, self.device, self.max_length, self.generators = body, device, max_length, generators
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.shapes: dict[tuple[int, int], _Shape] = {}
+
+    def step(self, batch: JaggedBatch, rate: float, share: float) -> tuple[Tensor, Tensor]:
+        """Do the step of `batch`, on the CPU; return loss and norm, scalars that nothing overwrites."""
+        capacity = capacity_for(batch, self.max_length)
+        filled = padded(batch, capacity, self.max_length)
+        with torch.cuda.device(self.device):
+            shape = self.shapes.get(capacity)
+            if shape is None:
+                shape = self.shapes[capacity] = _Shape(filled, self.device)
+            shape.write(filled, rate, share)
+            shape.steps += 1
+            if shape.graph is None and (shape.steps <= WARM_UP or self.captured >= MOST):
+                return self._launched(shape)
+            if shape.graph is None:
+                self._capture(shape)
+            assert shape.graph is not None
+            assert shape.results is not None
+            shape.graph.replay()
+            loss, norm = shape.results
+            return loss.clone(), norm.clone()
+
+    @property
+    def captured(self) -> int:
+        """How many graphs there are."""
+        return sum(shape.graph is not None for shape in self.shapes.values())
+
+    def _launched(self, shape: _Shape) -> tuple[Tensor, Tensor]:
+        """Run the step kernel by kernel, on the stream of later captures: libraries prepare themselves by stream."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            loss, norm = self.body(*shape.read())
+        current.wait_stream(self.stream)
+        return loss.clone(), norm.clone()
+
+    def _capture(self, shape: _Shape) -> None:
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        pool = next((other.graph.pool() for other in self.shapes.values() if other.graph is not None), None)
+        # One pool for all: they run one after another, and nothing in it is read after the next one begins.
+        try:
+            with (
+                _no_collection(),
+                torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+            ):
+                shape.results = self.body(*shape.read())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise LongviewError(
+                f"a training step of this configuration cannot be captured as a CUDA graph ({reason}); "
+                "train with --set loop.graphs=off, or go on with --resume --set loop.graphs=off"
+            ) from error
+        shape.graph = graph
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect garbage now, and not in the block: a graph or an event of an earlier run that dies there would end a
+    capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Shape:
+    """One shape: its input on the device, in one buffer that each step is written to, and its graph."""
+
+    def __init__(self, like: JaggedBatch, device: torch.device) -> None:
+        self.steps = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.results: tuple[Tensor, Tensor] | None = None
+        self.max_length = like.max_length
+        columns = {name: value for name, value in vars(like).items() if isinstance(value, Tensor)}
+        # Capacities are multiples of 16, so that all columns before the offsets begin at multiples of 16 bytes.
+        names = sorted(columns, key=lambda name: name == "offsets")
+        self.columns = {name: (columns[name].dtype, columns[name].shape) for name in names}
+        self.sizes = [_words(columns[name]).numel() for name in names] + [2]
+        self.buffer = torch.empty(sum(self.sizes), dtype=WORDS, device=device)
+
+    def write(self, batch: JaggedBatch, rate: float, share: float) -> None:
+        """Copy a step's input to the device, without waiting for it."""
+        scalars = torch.tensor([rate, share], dtype=torch.float64)
+        parts = [_words(part) for part in (*(getattr(batch, name) for name in self.columns), scalars)]
+        # Torch keeps the pinned memory from being used again before the copy is done.
+        pinned = torch.empty(len(self.buffer), dtype=WORDS, pin_memory=True)
+        self.buffer.copy_(torch.cat(parts, out=pinned), non_blocking=True)
+
+    def read(self) -> tuple[JaggedBatch, Tensor, Tensor]:
+        """Return batch, rate and share as tensors of their own, made anew by every step and replay.
+
+        What is kept by tensor, such as the work lists of attention, is therefore made anew as well.
+        """
+        *parts, scalars = torch.split(self.buffer.clone(), self.sizes)
+        shapes = self.columns.items()
+        columns = {n: part.view(dtype).view(shape) for (n, (dtype, shape)), part in zip(shapes, parts, strict=True)}
+        batch = JaggedBatch(**columns)
+        vars(batch)["max_length"] = self.max_length
+        rate, share = scalars.view(torch.float64).float().unbind()
+        return batch, rate, share
+
+
+def _words(column: Tensor) -> Tensor:
+    return column.contiguous().flatten().view(WORDS)
