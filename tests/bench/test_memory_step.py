@@ -16,7 +16,9 @@ from longview.errors import InputError
 def test_every_provider_is_timed_beside_plain_xbm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_step, "CPU", (Setting(8, 32, 8),))
     result = bench_memory_step(tmp_path / "step.json", rounds=2)
-    assert json.loads((tmp_path / "step.json").read_text()) == result
+    written = json.loads((tmp_path / "step.json").read_text())
+    assert written.pop("command").startswith("longview ")
+    assert written == result
     (setting,) = result["settings"]
     assert set(setting["providers"]) == set(memory_step.PROVIDERS)
     assert setting["providers"]["XBM"]["over_xbm"] == 0

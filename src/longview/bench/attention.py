@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longview.bench.record import write_result
 from longview.bench.timing import Timing, interleaved
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.ops.attention import MaskSpec, semi_local_attention
 from longview.ops.attention.tiles import visited
 from longview.ops.jagged import from_padded, offsets_from_lengths, to_padded
@@ -80,7 +80,7 @@ def bench_attention(
         "environment": environment(),
     }
     if json is not None:
-        write_json(json, result)
+        write_result(json, result)
     return result
 
 

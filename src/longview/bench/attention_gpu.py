@@ -18,9 +18,9 @@ from longview.bench import attention_providers as providers
 from longview.bench.attention_bias import bias_rows
 from longview.bench.attention_providers import Inputs, Pass
 from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.record import write_result
 from longview.bench.timing import Timing
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.ops.attention import MaskSpec, newest_rows_attention
 from longview.ops.attention.reference import reference_attention
 from longview.ops.jagged import offsets_from_lengths
@@ -100,11 +100,11 @@ def bench_attention_gpu(
     for setting in default_settings() if settings is None else settings:
         result["settings"].append(_measure(setting, rounds, peer_checkout))
         if json is not None:  # what is measured is kept, whatever comes
-            write_json(json, result)
+            write_result(json, result)
     result["window against full causal"] = _windows(rounds)
     result["clocks"]["after"] = clocks()
     if json is not None:
-        write_json(json, result)
+        write_result(json, result)
     return result
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
+from longview.bench.record import write_result
 from longview.bench.train import synthetic_log
 from longview.data.batches import JaggedBatch, TrainingBatches
 from longview.data.dataset import PreparedData
@@ -28,7 +29,6 @@ from longview.data.share import Rows
 from longview.data.stochastic_length import LoadBalancer, StepTime, StochasticLength, fit_step_time, load_of
 from longview.errors import InputError
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.training.config import RunConfig, resolve_config
 from longview.training.goals.retrieval import RetrievalGoal
 from longview.training.trainer import Trainer
@@ -82,7 +82,7 @@ def bench_balance(
     def add(**parts: Any) -> None:
         result.update(parts)
         if json is not None:
-            write_json(json, result)
+            write_result(json, result)
 
     with tempfile.TemporaryDirectory() as scratch:
         log = synthetic_log(Path(scratch) / "log", users=1_000, items=2_000, median_length=600.0)

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.record import write_result
 from longview.bench.timing import Timing
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.ops.attention import MaskSpec, semi_local_attention
 from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer
 from longview.ops.hstu_layer.counter import draw_seed
@@ -100,7 +100,7 @@ def bench_layer(json: Path | None = None, *, rounds: int = 20, shapes: tuple[Sha
         result["shapes"].append(_measure(shape, rounds))
         result["clocks"]["after"] = clocks()
         if json is not None:  # what is measured is kept, whatever comes
-            write_json(json, result)
+            write_result(json, result)
     return result
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.record import write_result
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.ops.embedding import RowwiseAdagrad, RowwiseAdamW, RowwiseOptimiser, embedding_lookup
 from longview.ops.softmax_loss import full_softmax_loss, sampled_softmax_loss
 
@@ -89,7 +89,7 @@ def bench_loss(json: Path | None = None, *, rounds: int = 20) -> dict[str, Any]:
         "environment": environment(),
     }
     if json is not None:
-        write_json(json, result)
+        write_result(json, result)
     return result
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.record import write_result
 from longview.bench.timing import interleaved
 from longview.config import parse
 from longview.errors import InputError
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.ops.memory_loss import PAIR_LOSSES, memory_loss
 
 Call = Callable[[], object]
@@ -100,7 +100,7 @@ def bench_memory_loss(
     for setting in GPU if device == "cuda" else CPU:
         result["settings"].append(_measure(setting, torch.device(device), rounds, peer))
         if json is not None:
-            write_json(json, result)
+            write_result(json, result)
     if device == "cuda":
         result["clocks"]["after"] = clocks()
     return result

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.record import write_result
 from longview.bench.timing import Timing, interleaved
 from longview.config import parse
 from longview.errors import InputError
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.metric_learning import CrossBatchLoss, MemoryConfig, PairwiseLoss
 from longview.ops.memory_loss import ContrastiveLoss
 
@@ -85,7 +85,7 @@ def bench_memory_step(json: Path | None = None, *, device: str = "cpu", rounds: 
         if device == "cuda":
             result["clocks"] = clocks()
         if json is not None:
-            write_json(json, result)
+            write_result(json, result)
     return result
 
 

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from longview.bench.device import clocks, device_interleaved, require_gpu
 from longview.bench.quantisation_tables import TABLES_METHOD, bench_tables
+from longview.bench.record import write_result
 from longview.bench.timing import Timing
 from longview.errors import InputError
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.ops.quantisation import (
     fp8_linear,
     gate_quantise,
@@ -97,7 +97,7 @@ def bench_quantisation(
         torch.cuda.empty_cache()
         result["clocks"]["after"] = clocks()
         if json is not None:  # what is measured is kept, whatever comes
-            write_json(json, result)
+            write_result(json, result)
     return result
 
 

@@ -14,9 +14,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.record import write_result
 from longview.data.batches import JaggedBatch
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.models.hstu import AttentionConfig, LayerConfig, Layout
 from longview.models.retriever import Retriever, RetrieverConfig
 from longview.ops.attention import MaskSpec
@@ -58,10 +58,10 @@ def bench_step(json: Path | None = None, *, rounds: int = 10, lengths: tuple[int
     for length in lengths:
         result["steps"] += _measure(length, rounds)
         if json is not None:  # what is measured is kept, whatever comes
-            write_json(json, result)
+            write_result(json, result)
     result |= {"recompute": _recompute(4096, rounds), "clocks": clocks()}
     if json is not None:
-        write_json(json, result)
+        write_result(json, result)
     return result
 
 

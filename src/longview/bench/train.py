@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from longview.bench.peers import time_rectools
+from longview.bench.record import write_result
 from longview.data.batches import JaggedBatch, TrainingBatches
 from longview.data.dataset import PreparedData, write_prepared
 from longview.data.meta import SplitSpec
 from longview.errors import InputError
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.serving.recommender import Recommender
 from longview.training.config import RunConfig, resolve_config
 from longview.training.goals.retrieval import RetrievalGoal
@@ -83,7 +83,7 @@ def bench_train(
             progress.note("timing RecTools, one epoch")
             result["peer"] = time_rectools(peer_python, opened, run, threads=torch.get_num_threads())
     if json is not None:
-        write_json(json, result)
+        write_result(json, result)
     return result
 
 

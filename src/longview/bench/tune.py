@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from longview.bench.device import device_interleaved, require_gpu
+from longview.bench.record import write_result
 from longview.errors import InputError
 from longview.evaluation.environment import environment
-from longview.files import write_json
 from longview.ops.attention import MaskSpec
 
 TOKENS = 65_536
@@ -71,7 +71,7 @@ def tune_attention(
         result["kernels"][kernel] = rows
         result["set"].append(f"model.attention.blocks.{kernel}={rows[0]['blocks']}")
         if json is not None:
-            write_json(json, result)
+            write_result(json, result)
     return result
 
 

@@ -212,19 +212,10 @@ def train_bench(
 
 def _deliver(result: dict[str, Any], file: Path | None) -> None:
     """Write the result where asked, and print it otherwise; it says which command made it."""
-    result = {**result, "command": _command(sys.argv[1:])}
+    from longview.bench.record import command_line, write_result
+
     if file is None:
-        emit_json(result)
+        emit_json({**result, "command": command_line(sys.argv[1:])})
         return
-    from longview.files import write_json
-
-    write_json(file, result)
+    write_result(file, result)
     note(f"written to {file}")
-
-
-def _command(words: list[str]) -> str:
-    """Return the command line; where somebody keeps files is nobody's business."""
-    private = {"--peer-python": "PYTHON", "--peer-checkout": "DIR"}
-    hidden = [private.get(before, word) for before, word in zip(["", *words], words, strict=False)]
-    hidden = [Path(word).name if word.startswith("/") else word for word in hidden]
-    return " ".join(["longview", *hidden])

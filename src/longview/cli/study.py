@@ -1,14 +1,14 @@
-"""`longview study`: one configuration, several seeds, one result file."""
+"""`longview study`: one configuration with several seeds, an ablation or a scaling study; one result file."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longview.cli.output import say
+from longview.cli.output import note, say
 
 if TYPE_CHECKING:
     from longview.data.dataset import PreparedData
@@ -17,24 +17,63 @@ if TYPE_CHECKING:
 SHOWN = ("hr@10", "ndcg@10", "ne", "auc", "gauc")
 
 
+GRIDS = ("ablation", "scaling")
+
+
 def study_command(
     config: Annotated[
-        str, typer.Argument(metavar="NAME|FILE.yaml", help="Preset or file, for example configs/x.yaml.")
+        str,
+        typer.Argument(
+            metavar="NAME|FILE.yaml|ablation|scaling", help="Preset or file, for example configs/x.yaml; or a grid."
+        ),
     ],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Directory written by `longview prepare`.")],
     json: Annotated[Path, typer.Option("--json", metavar="FILE", help="Where the summary goes.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Directory of the runs, one a seed; finished ones are not repeated.")
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", help="Directory written by `longview prepare`; a grid may name its own."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    out: Annotated[Path | None, typer.Option(help="Directory of the runs; finished ones are not repeated.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds, separated by commas. [default: 0,1,2, or those of the grid]")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     parallel: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.")] = 1,
+    grid: Annotated[
+        Path | None, typer.Option(help="ablation, scaling: the study. [default: configs/study-ablation.yaml, …]")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="ablation, scaling: stop after so many; the same command goes on.")
+    ] = None,
+    draw: Annotated[
+        bool, typer.Option("--draw", help="ablation, scaling: only summarise and draw what is there.")
+    ] = False,
 ) -> None:
     """Train once a seed and write mean and standard deviation of every metric. Interrupted studies go on.
 
-    With `baselines` in place of a configuration: popularity, item-kNN and EASE, which have no seed.
+    With `baselines` in place of a configuration: popularity, item-kNN and EASE, which have no seed. With `ablation` or
+    `scaling`: a grid of configurations, with costs in operations and time, intervals and a picture beside the JSON.
     """
+    command = " ".join(["longview", *sys.argv[1:]])
+    if config in GRIDS:
+        _grid(config, data, json, out, _seeds(seeds), set_ or [], device, parallel, grid, max_minutes, draw, command)
+        return
+    _refuse_grid_options(grid=grid, max_minutes=max_minutes, draw=draw or None)
+    _repeat(config, data, json, out, _seeds(seeds) or [0, 1, 2], set_ or [], device, parallel, command)
+
+
+def _repeat(
+    config: str,
+    data: Path | None,
+    json: Path,
+    out: Path | None,
+    numbers: list[int],
+    settings: list[str],
+    device: str,
+    parallel: int,
+    command: str,
+) -> None:
+    """Train one configuration once a seed, or fit the baselines."""
     from rich.console import Console
 
     from longview.data.dataset import PreparedData
@@ -44,18 +83,15 @@ def study_command(
     from longview.training.progress import make_progress
     from longview.training.study import run_study
 
-    command = " ".join(["longview", *sys.argv[1:]])
+    if data is None:
+        raise InputError("a study of one configuration needs DATA, the directory of a prepared data set")
     if config == "baselines":
         _baselines(PreparedData.open(data), json, command)
         return
     if out is None:
         raise InputError("a study needs --out, the directory of its runs")
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds {seeds!r}: expected numbers separated by commas, for example 0,1,2") from None
     summary = run_study(
-        resolve_config(config, set_ or []),
+        resolve_config(config, settings),
         PreparedData.open(data),
         out,
         seeds=numbers,
@@ -71,6 +107,88 @@ def study_command(
         shown = ", ".join(f"{n} {other['metrics'][n]:.4f}" for n in SHOWN if n in other["metrics"])
         say(f"beside it, {other['name']}: {shown}")
     say(f"Written to {json}")
+
+
+def _grid(
+    kind: str,
+    data: Path | None,
+    json: Path,
+    out: Path | None,
+    seeds: list[int] | None,
+    settings: list[str],
+    device: str,
+    parallel: int,
+    grid: Path | None,
+    max_minutes: float | None,
+    draw: bool,
+    command: str,
+) -> None:
+    """Run an ablation or a scaling study as far as the time goes, and write and draw what is there."""
+    from longview.errors import InputError
+    from longview.evaluation.study_plots import draw_study
+    from longview.files import write_json
+    from longview.training.studies import load_study, run_cells, summary
+
+    if out is None:
+        raise InputError("a study needs --out, the directory of its cells; the same one goes on with it")
+    file = grid or Path("configs") / f"study-{kind}.yaml"
+    study = load_study(file, settings, seeds)
+    if study.kind != kind:
+        raise InputError(f"{file}: is a study of kind {study.kind}; run `longview study {study.kind}` with it")
+    if not draw:
+        done = run_cells(study, out, device=device, parallel=parallel, max_minutes=max_minutes, data=data, note=note)
+        if done.stopped is not None:
+            note(f"stopped ({done.stopped}) with {done.done} of {done.cells} cells; the same command goes on")
+        if not done.done:
+            return
+    result = summary(study, out, command=command)
+    write_json(json, result)
+    picture = json.with_suffix(".png")
+    drawn = draw_study(picture, result)
+    _say_ablation(result) if kind == "ablation" else _say_scaling(result)
+    say(f"Written to {json}" + (f" and {picture}" if drawn else "; a picture needs matplotlib (longview[plots])"))
+
+
+def _say_ablation(result: dict[str, Any]) -> None:
+    for row in result["rows"]:
+        name = row["part"] if row["part"] == row["variant"] else f"{row['part']}, {row['variant']}"
+        costs = row.get("relative", {}).get("flops", {})
+        more = f", operations ×{costs['training']:.2f} and ×{costs['request']:.2f} a request" if costs else ""
+        say(f"{name}: {result['metric']} {row['quality']:.4f} ± {row['std']:.4f}{more}")
+
+
+def _say_scaling(result: dict[str, Any]) -> None:
+    for point in result["points"]:
+        where = f"{point['arm']}, {point['length']:,} events, {point['depth']} layers"
+        costs = f"{point['flops']['training']:.3g} operations of training, {point['flops']['request']:.3g} of a request"
+        say(f"{where}: {result['metric']} {point['quality']:.4f} ± {point['std']:.4f}; {costs}")
+    for kind, by_axis in (result["ratios"] or {}).items():
+        if kind in ("slope_ratio", "exponent_ratio"):
+            for axis, found in by_axis.items():
+                if found is not None and found["ratio"] is not None:
+                    say(f"{kind} along {axis}: {found['ratio']:.2f}, 95 % interval {_ends(found['interval'])}")
+
+
+def _ends(interval: list[float | None]) -> str:
+    low, high = interval
+    return "without ends" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    from longview.errors import InputError
+
+    try:
+        return None if text is None else [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {text!r}: expected numbers separated by commas, for example 0,1,2") from None
+
+
+def _refuse_grid_options(**given: object) -> None:
+    from longview.errors import InputError
+
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')} is for `longview study ablation` and `scaling`")
 
 
 def _baselines(data: PreparedData, json: Path, command: str) -> None:

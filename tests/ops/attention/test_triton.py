@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longview.ops.attention import MaskSpec, RelativeBias, newest_rows_attention, semi_local_attention
-from longview.ops.attention.triton_tuning import Blocks
+from longview.ops.attention.triton_tuning import Blocks, ChosenBlocks
 from tests.ops.attention.conftest import MASKS
 from tests.ops.attention.helpers import Case, case, relative_errors
 from tests.ops.offline import compiled
@@ -108,14 +108,15 @@ class TestBias:
     @pytest.mark.usefixtures("joined")
     @pytest.mark.parametrize("parts", [("position",), ("time",), ("position", "time")], ids="+".join)
     @pytest.mark.parametrize("mask", [MaskSpec.causal(), MaskSpec.ultra(16, 8), MaskSpec.meta(12, 7)])
-    def test_output_and_every_gradient(self, mask: MaskSpec, parts: tuple[str, ...]) -> None:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_output_and_every_gradient(self, mask: MaskSpec, parts: tuple[str, ...], dtype: torch.dtype) -> None:
         batch = case(LENGTHS, heads=2, d_qk=20, d_v=24, bias=True)
         absent = {name: None for name in ("position", "time") if name not in parts}
-        batch = replace(batch, **absent)
+        batch = replace(batch, **absent).to(dtype)
         expected = batch.to(torch.float64).run(mask, "reference")
         found = run(batch, mask)
         assert len(found) == 4 + len(parts)
-        assert max(relative_errors(found, expected)) < 1e-5
+        assert max(relative_errors(found, expected)) < LIMIT[dtype]
 
     def test_gradients_of_the_tables_have_the_same_bits_again(self) -> None:
         batch = case(LENGTHS, bias=True)
@@ -208,10 +209,10 @@ class TestNewestRows:
 def test_it_is_an_operator_that_compilers_see() -> None:
     batch = on_device(case([20, 13]))
     offsets = batch.offsets.to(DEVICE)
-    from longview.ops.attention.triton_attention import triton_attention
+    from longview.ops.attention.triton_attention import _encoded, triton_attention
 
     triton_attention(batch.q, batch.k, batch.v, offsets, MaskSpec.causal(), alpha=1.0, scale_length=1.0)
-    mask = '{"local_window": 4}'
+    mask = _encoded(MaskSpec(local_window=4), ChosenBlocks(forward=Blocks(16, 16, 4, 2)))
     arguments = (batch.q, batch.k, batch.v, offsets, mask, 1.0, 1.0, None, None, None, None, None)
     torch.library.opcheck(
         torch.ops.longview.semi_local_attention, arguments, test_utils=("test_schema", "test_faketensor")
@@ -224,7 +225,7 @@ def test_every_shipped_configuration_compiles_for_hopper() -> None:
     rows = compiled("longview.ops.attention.triton_shipped")
     assert len(rows) == 51
     for row in rows:
-        assert row["stack"] <= 32, row
+        assert row["stack"] <= 16, row
         assert row["wgmma"] > 0, row
 
 

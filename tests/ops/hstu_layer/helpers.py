@@ -39,6 +39,23 @@ class StandIn:
         for into, gradient in zip(out, found, strict=True):
             into.copy_(gradient)
 
+    def backward_before_silu(
+        self,
+        d_a_THD: Tensor,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        before: tuple[Tensor, Tensor, Tensor],
+        out: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        self.backward(d_a_THD, q_THD, k_THD, v_THD, out)
+        for into, pre in zip(out, before, strict=True):
+            x = pre.to(torch.promote_types(pre.dtype, torch.float32))
+            share = torch.sigmoid(x)
+            into.mul_((share * (1 + x * (1 - share))).to(into.dtype))
+        d_q, d_k, d_v = out
+        return torch.cat([x.float().sum(0).flatten() for x in (d_v, d_q, d_k)])
+
 
 @dataclass(frozen=True)
 class Layer:

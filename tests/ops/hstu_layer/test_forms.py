@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from longview.ops.hstu_layer.tiling import IN_OUTPUT, IN_PROJECTION, SHARED, Staying, stages_for, staying
 from tests.ops.hstu_layer.helpers import DEVICE
 from tests.ops.offline import compiled
 
-MODULES = ("triton_norm", "triton_project", "triton_output", "triton_backward")
+MODULES = ("triton_norm", "triton_project", "triton_output", "triton_backward", "gluon_project", "gluon_output")
+BESIDE = 32  # bytes of stack where warps have roles: a few addresses of those that have least registers, no sums
+ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+needs_hopper = pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU: Gluon has no interpreter")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -58,6 +62,69 @@ def test_output(product: torch.dtype, parts: int, resident: int) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
 
 
+class TestRowsThatStay:
+    @needs_hopper
+    @pytest.mark.parametrize("kind", ["measured", "given", "normed"])
+    @pytest.mark.parametrize("parts", [1, 2])
+    @pytest.mark.parametrize("activated", [512, 264])
+    @pytest.mark.parametrize("product", [torch.bfloat16, torch.float16])
+    def test_projection(self, product: torch.dtype, activated: int, parts: int, kind: str) -> None:
+        from longview.ops.hstu_layer.gluon_project import project_staying
+        from longview.ops.hstu_layer.triton_norm import normalise
+        from longview.ops.hstu_layer.triton_project import fold
+
+        z = normal(300, 256).to(product) + 3
+        weight, bias, gamma, beta = (normal(*n, seed=i) for i, n in enumerate(((512, 256), (512,), (256,), (256,)), 1))
+        folded = fold(weight / 16, bias, gamma, beta, product)
+        statistics, normed = normalise(z, 1e-6, None, product)
+        expected_statistics = [x.clone() for x in statistics]
+        if kind == "measured":
+            for x in statistics:
+                x.fill_(float("nan"))
+        out, pre = z.new_empty(300, 512), z.new_empty(300, activated)
+        launch = Staying(stages_for(256, **IN_PROJECTION), parts=parts, **IN_PROJECTION)
+        x = normed if kind == "normed" else z
+        project_staying(
+            x, folded.weight, out, pre, statistics, folded.row_sum, folded.shift, 1e-6, launch,
+            activated=activated, normed=kind == "normed", measure=kind == "measured",
+        )  # fmt: skip
+        exact = torch.nn.functional.layer_norm(z.double(), (256,), gamma.double(), beta.double(), 1e-6)
+        exact = exact @ (weight.double() / 16).T + bias.double()
+        expected = torch.cat([torch.nn.functional.silu(exact[:, :activated]), exact[:, activated:]], 1)
+        for found, wanted in ((out, expected), (pre, exact[:, :activated])):
+            assert (found.double() - wanted).norm() < 8e-3 * wanted.norm()
+        for found, wanted in zip(statistics, expected_statistics, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+    @needs_hopper
+    @pytest.mark.parametrize("parts", [1, 2])
+    @pytest.mark.parametrize("product", [torch.bfloat16, torch.float16])
+    def test_output(self, product: torch.dtype, parts: int) -> None:
+        from longview.ops.hstu_layer.gluon_output import output_staying
+
+        z, gated = normal(300, 512).to(product), normal(300, 256, seed=1).to(product)
+        weight, bias = (normal(512, 256, seed=3) / 16).to(product), normal(512, seed=4)
+        launch = Staying(stages_for(256, **IN_OUTPUT), parts=parts, **IN_OUTPUT)
+        results = [torch.full_like(z, float("nan")) for _ in range(20)]
+        for out in results:
+            output_staying(z, gated, weight, bias, out, launch)
+        expected = z.double() + gated.double() @ weight.double().T + bias.double()
+        assert (results[0].double() - expected).norm() < 4e-3 * expected.norm()
+        assert all(torch.equal(out, results[0]) for out in results)
+
+    @pytest.mark.parametrize("form", [IN_PROJECTION, IN_OUTPUT])
+    @pytest.mark.parametrize("inner", [256, 384, 512])
+    def test_stages_fit_beside_rows_and_tiles(self, inner: int, form: dict[str, int]) -> None:
+        stages = stages_for(inner, **form)
+        assert (inner // form["depth"]) % stages == 0
+        assert 2 * 128 * (inner + 128 * form["leaving"] + stages * form["depth"]) <= SHARED
+
+    def test_other_devices_and_dtypes_have_the_plain_kernels(self) -> None:
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            assert staying(torch.float32, 10**6, 512, 2048, torch.device(device), **IN_PROJECTION) is None
+        assert staying(torch.bfloat16, 10**6, 512, 2048, torch.device("cpu"), **IN_PROJECTION) is None
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not sys.platform.startswith("linux") or importlib.util.find_spec("triton") is None, reason="needs triton"
@@ -66,6 +133,6 @@ def test_output(product: torch.dtype, parts: int, resident: int) -> None:
 def test_what_ships_compiles_without_spilling(module: str) -> None:
     rows = compiled(f"longview.ops.hstu_layer.{module}")
     for row in rows:
-        assert row["stack"] == 0, row
+        assert row["stack"] <= (BESIDE if "staying" in row["name"] else 0), row
         if row["name"].startswith(("project", "output")):
             assert row["wgmma"] > 0, row

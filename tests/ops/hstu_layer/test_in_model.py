@@ -23,10 +23,11 @@ def build(attention: AttentionConfig, layer: LayerConfig) -> HSTULayer:
     return made.to(DEVICE).train()
 
 
-def run(layer: HSTULayer) -> list[Tensor]:
-    """Return the output and the gradients of input and parameters."""
+def run(layer: HSTULayer, **others: list[int]) -> list[Tensor]:
+    """Return the output and the gradients of input and parameters; `others`: lengths of context and targets."""
     x = torch.randn(sum(LENGTHS), WIDTH, generator=torch.Generator().manual_seed(1)).to(DEVICE).requires_grad_()
-    layout = Layout(torch.tensor([0, *itertools.accumulate(LENGTHS)], device=DEVICE), max(LENGTHS))
+    given = {name: torch.tensor(lengths, device=DEVICE) for name, lengths in others.items()}
+    layout = Layout(torch.tensor([0, *itertools.accumulate(LENGTHS)], device=DEVICE), max(LENGTHS), **given)
     out = layer(x, layout)
     d_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     return [out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()], d_out)]
@@ -43,6 +44,17 @@ def test_it_is_the_same_layer(
     expected = run(made)
     monkeypatch.setattr(HSTULayer, "why_not_fused", lambda *_: None)
     for found, wanted in zip(run(made), expected, strict=True):
+        assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def test_it_is_the_same_layer_with_context_and_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build(AttentionConfig(local_window=9, global_size=5, target_scope="semi_local"), LayerConfig())
+    lengths = {"context_lengths": [0, 3, 0, 2], "target_lengths": [1, 5, 0, 4]}
+    monkeypatch.setattr(HSTULayer, "why_not_fused", lambda *_: "left out, to compare with")
+    expected = run(made, **lengths)
+    assert not torch.allclose(expected[0], run(made)[0], atol=1e-3)
+    monkeypatch.setattr(HSTULayer, "why_not_fused", lambda *_: None)
+    for found, wanted in zip(run(made, **lengths), expected, strict=True):
         assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 

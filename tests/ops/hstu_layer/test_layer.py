@@ -35,7 +35,7 @@ class TestAgainstTheReference:
         torch.manual_seed(5)
         found = case.fused()
         torch.manual_seed(5)
-        mask = dropout_mask(draw_seed(), case.z.shape[0], case.settings.gate, rate) if rate else None
+        mask = dropout_mask(int(draw_seed(DEVICE)), case.z.shape[0], case.settings.gate, rate) if rate else None
         for name, error in errors(found, case.reference(mask=mask)).items():
             assert error < 1e-5, name
 
@@ -75,18 +75,18 @@ class TestDropout:
     def test_the_kernels_drop_the_elements_that_the_counter_says(self) -> None:
         from longview.ops.hstu_layer.triton_output import Gate, gate_forward
 
-        ones = torch.ones(37, 48, device=DEVICE)
+        ones, seed = torch.ones(37, 48, device=DEVICE), torch.tensor([(1 << 61) + 12345], device=DEVICE)
         for groups in (1, 2):
             scale, shift = torch.zeros(48 // groups, device=DEVICE), torch.ones(48 // groups, device=DEVICE)
-            gated, _ = gate_forward(ones, ones, Gate(scale, shift, groups, 1e-6, 0.3, (1 << 61) + 12345))
-            assert torch.equal(gated.double().cpu(), dropout_mask((1 << 61) + 12345, 37, 48, 0.3).float().double())
+            gated, _ = gate_forward(ones, ones, Gate(scale, shift, groups, 1e-6, 0.3, seed))
+            assert torch.equal(gated.double().cpu(), dropout_mask(int(seed), 37, 48, 0.3).float().double())
 
     def test_the_counter_is_philox(self) -> None:
-        # Known answer of Random123: counter 0, key 0.
+        # Known answer of Random123 for seven rounds: counter 0, key 0.
         from longview.ops.hstu_layer.counter import _philox
 
         zero = torch.zeros(1).numpy().astype("uint64")
-        assert [int(word[0]) for word in _philox(0, zero, zero)] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+        assert [int(word[0]) for word in _philox(0, zero, zero)] == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
 
     def test_the_rate_and_the_mean_are_right(self) -> None:
         mask = dropout_mask(3, 2000, 64, 0.3)

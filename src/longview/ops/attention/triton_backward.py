@@ -16,7 +16,17 @@ import triton.language as tl
 from longview.ops.attention.triton_bias import add_bias, collect_position, collect_time
 from longview.ops.attention.triton_forward import column_tiles, edge_tile
 from longview.ops.attention.triton_mask import key_stop, pick, row_stop, rows_of_keys, tiles_of, visible
-from longview.ops.attention.triton_tile import before_silu, entry, load_rows, silu_and_slope, store_rows, store_sum
+from longview.ops.attention.triton_tile import (
+    before_silu,
+    entry,
+    entry_again,
+    fetch_rows,
+    load_rows,
+    program_again,
+    silu_and_slope,
+    store_rows,
+    store_sum,
+)
 
 
 @triton.jit
@@ -55,6 +65,8 @@ def attention_backward_rows(
     whole = a_full_stop - a_full + b_full_stop - b_full
     count = whole + a_full - a + a_stop - a_full_stop + b_full - b + b_stop - b_full_stop + g_stop - g
 
+    if SLOPED and FAST:
+        fetch_rows(pre_q + begin * d_q_token + head * d_q_head, first, stop, d_q_token, BM, D_QK)
     q_MD = load_rows(q, first, stop, q_token, BM, D_QK, P_QK, True)
     d_out_MD = load_rows(d_out, first, stop, d_out_token, BM, D_V, P_V, True)
     sum_MD = tl.zeros([BM, P_QK], tl.float32)
@@ -147,6 +159,9 @@ def attention_backward_keys(
     count = whole + x_full - x + x_stop - x_full_stop + y_full - y + y_stop - y_full_stop
     count += r_full - r + r_stop - r_full_stop + t_full - t + t_stop - t_full_stop
 
+    if SLOPED and FAST:
+        fetch_rows(pre_k + begin * d_k_token + head * d_k_head, first, stop, d_k_token, BN, D_QK)
+        fetch_rows(pre_v + begin * d_v_token + head * d_v_head, first, stop, d_v_token, BN, D_V)
     k_ND = load_rows(k, first, stop, k_token, BN, D_QK, P_QK, True)
     v_ND = load_rows(v, first, stop, v_token, BN, D_V, P_V, True)
     sum_k_ND = tl.zeros([BN, P_QK], tl.float32)
@@ -196,8 +211,11 @@ def attention_backward_keys(
 
     sum_k_ND *= 2 * half_alpha * scale
     sum_v_ND *= scale
-    # Read (again) only now: through the loops every register is taken.
-    begin = tl.load(items + 8 * item + 1, volatile=True).to(tl.int64)
+    # Found out (again) only now: through the loops every register is taken.
+    program = program_again(FAST)
+    item, head = program // HEADS, program % HEADS
+    first, begin, n, c, e = entry_again(items, item, CONTEXT, TARGETS)
+    stop = key_stop(first, c, e, n, BN, M, CONTEXT, TARGETS)
     slot = tl.load(items + 8 * item + 7, volatile=True)
     if slot < 0:
         if SLOPED:

@@ -3,8 +3,9 @@
     from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer, why_off
 
 `reference.py` is the definition; `triton_project.py` and `triton_output.py` hold what comes before and after the
-attention, `triton_norm.py` and `triton_backward.py` the gradients between the products, `function.py` puts them
-together. This file validates and dispatches, and imports no kernel before one can run.
+attention, `gluon_*.py` the faster products of narrow layers on Hopper, `triton_norm.py` and `triton_backward.py` the
+gradients between the products; `function.py` puts them together. This file validates and dispatches, and imports no
+kernel before one can run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def fused_layer(
         parameters: the layer's tensors, each of any floating dtype (float32 masters under autocast, usually).
         settings: dimensions, options, and what backward recomputes.
         attention: an object with `forward` and `backward` for this batch; only q, k and v get gradients.
-        training: whether dropout is on; its seed comes from torch's default CPU generator.
+        training: whether dropout is on; its seed comes from the default generator of z's device.
 
     Returns:
         (T, width), dtype of `z_TD`. Products have operands of autocast's dtype where autocast is on, else of z's, and
@@ -56,7 +57,7 @@ def fused_layer(
     rate = settings.dropout if training else 0.0
     tensors = tuple(x.contiguous() for x in parameters.tensors())
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (z_TD, *tensors))
-    call = Call(settings, attention, product, rate, draw_seed() if rate else 0, differentiated)
+    call = Call(settings, attention, product, rate, draw_seed(z_TD.device) if rate else None, differentiated)
     out: Tensor = FusedLayer.apply(call, z_TD.contiguous(), *tensors)  # type: ignore[no-untyped-call]
     return out
 

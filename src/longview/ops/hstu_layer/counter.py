@@ -1,9 +1,10 @@
 """Dropout by counter: whether an element is dropped follows from (seed, row, column) alone.
 
-Philox4x32-10 (Salmon et al. 2011) with key = seed and counter = (column // 8, row, 0, 0) gives eight numbers of 16
-bits, one for each of eight neighbouring columns: word by word, the low half first. An element is dropped where its
-number is below `level(rate)`. Kernels draw the same bits tile by tile, so backward recomputes the mask and never
-stores it, and tile sizes don't matter. This file says the same in numpy.
+Philox4x32-7 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011; seven rounds are the fewest that
+pass BigCrush) with key = seed and counter = (column // 8, row, 0, 0) gives eight numbers of 16 bits, one for each of
+eight neighbouring columns: word by word, the low half first. An element is dropped where its number is below
+`level(rate)`. Kernels draw the same bits tile by tile, so backward recomputes the mask and never stores it, and tile
+sizes don't matter. This file says the same in numpy.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from torch import Tensor
 
 LEVELS = 1 << 16  # 16 bits an element: the rate is rounded to 1/65536
 SHARED = 8  # columns that share one counter
-ROUNDS = 10
+ROUNDS = 7
 
 _Words = NDArray[np.uint64]
 
 
-def draw_seed() -> int:
-    """Return a seed from torch's default CPU generator: `torch.manual_seed` governs it and no GPU is waited for."""
-    return int(torch.randint(1 << 62, ()))
+def draw_seed(device: torch.device | str) -> Tensor:
+    """Return a seed (1,) int64 on `device`, from torch's default generator of that device.
+
+    `torch.manual_seed` governs it. On a GPU the host never learns it, so nothing waits, and a captured CUDA graph draws
+    a new one at every replay.
+    """
+    return torch.randint(1 << 62, (1,), device=device)
 
 
 def level(rate: float) -> int:

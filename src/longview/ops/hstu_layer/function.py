@@ -33,7 +33,7 @@ class Call:
     attention: Attention
     product: torch.dtype  # operands of the matrix products
     rate: float  # dropout; 0 in evaluation
-    seed: int
+    seed: Tensor | None  # (1,) int64 on the device; None without dropout
     differentiated: bool  # whether a backward pass may follow
 
 
@@ -84,17 +84,24 @@ def _gradients(call: Call, saved: tuple[Tensor, ...], d_out: Tensor) -> tuple[Te
 
     d_product = d_out.to(call.product)
     d_gated = d_product @ parameters.output_weight.to(call.product)
-    gate = _gate(parameters, call)
-    d_a, gated, d_norm_weight, d_norm_bias = gate_backward(d_gated, a, u, d_u, gate, (a_mean, a_rstd), gated)
-    d_output_weight = _transposed_product(d_product, gated)
-    del d_gated, gated, d_product
+    gate, through = _gate(parameters, call), s.activated == sum(s.sizes) and s.groups == 1
+    pre_u = pre[:, : s.gate] if through else None
+    gated_by = gate_backward(d_gated, a, u, d_u, gate, (a_mean, a_rstd), gated, pre_u)
+    d_output_weight = _transposed_product(d_product, gated_by.gated)
+    d_a, d_pre_bias = gated_by.d_a, gated_by.d_pre_bias
+    d_norm_weight, d_norm_bias = gated_by.d_weight, gated_by.d_bias
+    del d_gated, gated, gated_by, d_product
 
     v, q, k = (_heads(x, s) for x in vqk)
     d_v, d_q, d_k = (_heads(x, s) for x in d_vqk)
-    call.attention.backward(_heads(d_a, s), q, k, v, (d_q, d_k, d_v))
+    if d_pre_bias is not None:  # gradients go on through SiLU where they are made: one pass over d_uvqk less
+        pre_v, pre_q, pre_k = (_heads(x, s) for x in torch.split(pre, s.sizes, dim=1)[1:])
+        sums = call.attention.backward_before_silu(_heads(d_a, s), q, k, v, (pre_q, pre_k, pre_v), (d_q, d_k, d_v))
+        d_bias = torch.cat([d_pre_bias, sums])
+    else:
+        call.attention.backward(_heads(d_a, s), q, k, v, (d_q, d_k, d_v))
+        d_bias = silu_backward_(d_uvqk, pre)
     del u, vqk, v, q, k, uvqk, d_a
-
-    d_bias = silu_backward_(d_uvqk, pre)
     d_normed = d_uvqk @ folded.weight
     d_z, normed, d_output_bias = normalise_backward(z, d_normed, d_out, (mean, rstd), normed)
     product = _transposed_product(d_uvqk, normed)

@@ -24,6 +24,21 @@ class Attention(Protocol):
         """Write the gradients of q, k and v into `out`: every element of it, strided like q, k and v."""
         ...
 
+    def backward_before_silu(
+        self,
+        d_a_THD: Tensor,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        before: tuple[Tensor, Tensor, Tensor],
+        out: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """Write the gradients of what SiLU made q, k and v of, `before`, into `out`, which is strided like it.
+
+        Return their sums over the tokens, float32 (H * (d_v + 2 d_qk),): those of v, q and k.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class LayerParameters:

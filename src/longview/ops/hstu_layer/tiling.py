@@ -8,6 +8,14 @@ from typing import Any
 import torch
 
 ROOMY = (9, 10)  # major compute capabilities with 227 KB of shared memory a program
+HOPPER = 9
+GLUON = ("3.6",)  # versions of Triton whose Gluon, still experimental, the kernels with staying rows are written for
+BLOCK = 128  # with staying rows: rows and columns of a tile
+WIDEST = 512  # columns of a row that fit beside the weights
+SHARED = 226 << 10  # bytes for rows, weights and the tile that leaves
+IN_PROJECTION = {"depth": 64, "leaving": 1}  # see Staying
+IN_OUTPUT = {"depth": 64, "leaving": 1}
+SHARE = 4  # items of work for each multiprocessor, if the columns can be cut that fine
 
 
 @dataclass(frozen=True)
@@ -75,3 +83,48 @@ class Walk:
         """Return the size of the grid for `rows`."""
         blocks = -(-rows // self.rows(padded))
         return min(blocks, self.resident * processors(device)) if self.resident else blocks
+
+
+@dataclass(frozen=True)
+class Staying:
+    """How a product whose rows stay in shared memory is launched (`gluon_pipeline.py`)."""
+
+    stages: int  # of the weights: one is multiplied, one given back, the others filled
+    depth: int  # columns of a chunk of the inner dimension
+    leaving: int  # tiles that leave at a time
+    parts: int  # of the columns, each work of its own
+
+    def constants(self) -> dict[str, int]:
+        """Return the compile-time arguments both kernels share."""
+        return {"STAGES": self.stages, "LEAVING": self.leaving, "PARTS": self.parts}
+
+    def programs(self, rows: int, device: torch.device) -> int:
+        """Return the size of the grid."""
+        return min(-(-rows // BLOCK) * self.parts, processors(device))
+
+
+def staying(
+    product: torch.dtype, rows: int, inner: int, columns: int, device: torch.device, *, depth: int, leaving: int
+) -> Staying | None:
+    """Return how the product (rows × inner) @ (inner × columns) is launched with staying rows.
+
+    None where these kernels cannot run or don't pay: other GPUs than Hopper, other versions of Triton, float32, wide
+    or odd sizes, too few rows to keep every multiprocessor busy.
+    """
+    fits = inner % BLOCK == 0 and BLOCK < inner <= WIDEST and columns % (2 * BLOCK) == 0
+    if not fits or product == torch.float32 or device.type != "cuda":
+        return None
+    import triton
+
+    if not triton.__version__.startswith(GLUON) or torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return None
+    blocks, most = -(-rows // BLOCK), columns // (2 * BLOCK)
+    parts = next((p for p in (1, 2, 4) if most % p == 0 and blocks * p >= SHARE * processors(device)), None)
+    return None if parts is None else Staying(stages_for(inner, depth, leaving), depth, leaving, parts)
+
+
+def stages_for(inner: int, depth: int, leaving: int) -> int:
+    """Return the stages of the weights that fit beside the rows and `leaving` tiles of 16-bit numbers."""
+    chunks = inner // depth
+    free = SHARED - 2 * BLOCK * (inner + BLOCK * leaving)
+    return max(s for s in (3, 4) if chunks % s == 0 and s * 2 * BLOCK * depth <= free)

@@ -9,6 +9,7 @@ A group is what one norm sees, see `triton_output.py`. Shapes: T rows, G = H·d_
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,19 +26,26 @@ SILU_COLUMNS = 256
 SILU_BACKWARD = Walk(elements=1024, warps=2, resident=16)
 
 
-@triton.jit(do_not_specialize=["seed", "level", "groups_total"])
+@triton.jit(do_not_specialize=["level", "groups_total"])
 def gate_backward_kernel(
-    d_gated, a, u, mean, rstd, gamma, beta, d_a, d_u, gated, d_gamma, d_beta,
-    seed, level, kept_by, groups_total, W, u_stride, d_u_stride,
-    GROUPS: tl.constexpr, R: tl.constexpr, WP: tl.constexpr, WRITE: tl.constexpr,
-    DROP: tl.constexpr,
+    d_gated, a, u, pre, mean, rstd, gamma, beta, d_a, d_u, gated, sums,
+    seed, level, kept_by, groups_total, u_stride, d_u_stride, pre_stride,
+    W: tl.constexpr, GROUPS: tl.constexpr, R: tl.constexpr, WP: tl.constexpr, WRITE: tl.constexpr,
+    DROP: tl.constexpr, SLOPED: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of A and of U after SiLU; with WRITE the gated rows once more; partial sums for the norm's affine."""
+    """Gradients of A and of U after SiLU; with WRITE the gated rows once more.
+
+    `sums`: partial sums for the norm's scale and shift (programs, 2, W). With SLOPED (GROUPS is 1) U is SiLU(`pre`),
+    the gradient is that of `pre`, and `sums` (programs, 3, W) has those of its bias, too.
+    """
     column = tl.arange(0, WP)
     g = tl.load(gamma + column, mask=column < W, other=0.0).to(tl.float32)
     b = tl.load(beta + column, mask=column < W, other=0.0).to(tl.float32)
+    if DROP:
+        drawn = tl.load(seed)
     sum_gamma = tl.zeros((R, WP), tl.float32)
     sum_beta = tl.zeros((R, WP), tl.float32)
+    sum_u = tl.zeros((R, WP), tl.float32)
     for block in tl.range(tl.program_id(0), tl.cdiv(groups_total, R), tl.num_programs(0)):
         group = block * R + tl.arange(0, R)
         there = group < groups_total
@@ -54,13 +62,18 @@ def gate_backward_kernel(
         affine = n * g[None, :] + b[None, :]
         y = ((x - mu[:, None]) * scale[:, None] * g[None, :] + b[None, :]) * gate
         if DROP:
-            keep = kept(seed, token, first, level, WP)
+            keep = kept(drawn, token, first, level, WP)
             d_y = tl.where(keep, d_y * kept_by, 0.0)
             y = tl.where(keep, y * kept_by, 0.0)
         if WRITE:
             tl.store(gated + at, y, mask=live)
         d_u_at = token.to(tl.int64)[:, None] * d_u_stride + inside
-        tl.store(d_u + d_u_at, d_y * affine, mask=live)
+        slope_u = d_y * affine
+        if SLOPED:
+            pre_at = token.to(tl.int64)[:, None] * pre_stride + inside
+            slope_u *= silu_derivative(tl.load(pre + pre_at, mask=live, other=0.0).to(tl.float32), TANH)
+            sum_u += slope_u
+        tl.store(d_u + d_u_at, slope_u, mask=live)
         d_affine = d_y * gate
         sum_gamma += d_affine * n
         sum_beta += d_affine
@@ -68,9 +81,11 @@ def gate_backward_kernel(
         along = tl.sum(d_n * n, 1) / W
         inner = d_n - (tl.sum(d_n, 1) / W)[:, None] - n * along[:, None]
         tl.store(d_a + at, scale[:, None] * inner, mask=live)
-    mine = tl.program_id(0) * W + column
-    tl.store(d_gamma + mine, tl.sum(sum_gamma, 0), mask=column < W)
-    tl.store(d_beta + mine, tl.sum(sum_beta, 0), mask=column < W)
+    mine = sums + tl.program_id(0) * (3 if SLOPED else 2) * W + column
+    tl.store(mine, tl.sum(sum_gamma, 0), mask=column < W)
+    tl.store(mine + W, tl.sum(sum_beta, 0), mask=column < W)
+    if SLOPED:
+        tl.store(mine + 2 * W, tl.sum(sum_u, 0), mask=column < W)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -94,6 +109,20 @@ def silu_backward_kernel(
     tl.store(d_bias + tl.program_id(1) * N + column, tl.sum(total, 0), mask=column < N)
 
 
+@dataclass(frozen=True)
+class GateGradients:
+    """What `gate_backward` leaves beside d_U: (T, G) and float32 sums over the rows.
+
+    `d_pre_bias` (G,) are the sums of the gradient before U's SiLU, or None where that was not asked for.
+    """
+
+    d_a: Tensor
+    gated: Tensor
+    d_weight: Tensor
+    d_bias: Tensor
+    d_pre_bias: Tensor | None
+
+
 def gate_backward(
     d_gated_TG: Tensor,
     a_TG: Tensor,
@@ -102,23 +131,29 @@ def gate_backward(
     gate: Gate,
     statistics: Statistics,
     gated: Tensor | None = None,
+    pre_TG: Tensor | None = None,
     walk: Walk = BACKWARD,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Write the gradient of U (after SiLU) into `d_u_TG`; return d_A (T, G), the gated rows (the given ones, or
-    else made again), and the float32 gradients of the norm's scale and shift."""
+) -> GateGradients:
+    """Write the gradient of U (after SiLU) into `d_u_TG`, or of `pre_TG` (before) where that is given (one group).
+
+    The gated rows are the given ones, or else made again.
+    """
     rows, width = a_TG.shape
     groups, wide = rows * gate.groups, width // gate.groups
     padded = max(8, triton.next_power_of_2(wide))
     programs = walk.programs(groups, padded, a_TG.device)
-    d_a = torch.empty_like(a_TG)
+    d_a, sloped = torch.empty_like(a_TG), pre_TG is not None
+    pre = u_TG if pre_TG is None else pre_TG
     write, gated = gated is None, torch.empty_like(a_TG) if gated is None else gated
-    d_gamma, d_beta = (a_TG.new_empty(programs, wide, dtype=torch.float32) for _ in range(2))
+    partial = a_TG.new_empty(programs, 3 if sloped else 2, wide, dtype=torch.float32)
     gate_backward_kernel[(programs,)](
-        d_gated_TG, a_TG, u_TG, *statistics, gate.weight, gate.bias, d_a, d_u_TG, gated, d_gamma, d_beta,
-        **gate.dropout(), groups_total=groups, W=wide, u_stride=u_TG.stride(0), d_u_stride=d_u_TG.stride(0),
-        GROUPS=gate.groups, R=walk.rows(padded), WP=padded, WRITE=write, DROP=gate.rate > 0, num_warps=walk.warps,
+        d_gated_TG, a_TG, u_TG, pre, *statistics, gate.weight, gate.bias, d_a, d_u_TG, gated, partial,
+        **gate.dropout(), groups_total=groups, u_stride=u_TG.stride(0), d_u_stride=d_u_TG.stride(0),
+        pre_stride=pre.stride(0), W=wide, GROUPS=gate.groups, R=walk.rows(padded), WP=padded, WRITE=write,
+        DROP=gate.rate > 0, SLOPED=sloped, TANH=u_TG.is_cuda and u_TG.dtype != torch.float32, num_warps=walk.warps,
     )  # fmt: skip
-    return d_a, gated, d_gamma.sum(0), d_beta.sum(0)
+    d_weight, d_bias, *more = partial.sum(0).unbind()
+    return GateGradients(d_a, gated, d_weight, d_bias, more[0] if more else None)
 
 
 def silu_backward_(d_uvqk_TN: Tensor, pre: Tensor, walk: Walk = SILU_BACKWARD) -> Tensor:
@@ -138,13 +173,14 @@ def silu_backward_(d_uvqk_TN: Tensor, pre: Tensor, walk: Walk = SILU_BACKWARD) -
 def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """Return (name, kernel, signature, constants, options) of the configurations in use."""
     found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
-    types = dict.fromkeys(("d_gated", "a", "u", "d_a", "d_u", "gated"), "*bf16")
-    types.update(dict.fromkeys(("mean", "rstd", "gamma", "beta", "d_gamma", "d_beta"), "*fp32"))
-    types.update({"seed": "i64", "level": "i32", "kept_by": "fp32", "groups_total": "i32", "W": "i32"})
-    types.update({"u_stride": "i32", "d_u_stride": "i32"})
+    types = dict.fromkeys(("d_gated", "a", "u", "pre", "d_a", "d_u", "gated"), "*bf16")
+    types.update(dict.fromkeys(("mean", "rstd", "gamma", "beta", "sums"), "*fp32"))
+    types.update({"seed": "*i64", "level": "i32", "kept_by": "fp32", "groups_total": "i32"})
+    types.update({"u_stride": "i32:16", "d_u_stride": "i32:16", "pre_stride": "i32:16"})
     options = {"num_warps": BACKWARD.warps}
     for width, groups in ((512, 1), (1024, 1), (128, 4)):
-        sizes = {"GROUPS": groups, "R": BACKWARD.rows(width), "WP": width, "WRITE": True, "DROP": True}
+        sizes = {"W": width, "GROUPS": groups, "R": BACKWARD.rows(width), "WP": width, "WRITE": True, "DROP": True}
+        sizes |= {"SLOPED": groups == 1, "TANH": True}
         found.append((f"gate backward {width}", gate_backward_kernel, types, sizes, options))
     silu_types = {"d_uvqk": "*bf16", "pre": "*bf16", "d_bias": "*fp32", "T": "i32", "N": "i32", "activated": "i32"}
     silu_sizes = {"R": SILU_BACKWARD.rows(SILU_COLUMNS), "BN": SILU_COLUMNS, "TANH": True}

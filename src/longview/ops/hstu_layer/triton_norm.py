@@ -27,7 +27,7 @@ Statistics = tuple[Tensor, Tensor]
 
 @triton.jit(do_not_specialize=["T"])
 def norm_kernel(
-    z, normed, mean, rstd, T, K, epsilon, R: tl.constexpr, KP: tl.constexpr, GIVEN: tl.constexpr,
+    z, normed, mean, rstd, T, epsilon, K: tl.constexpr, R: tl.constexpr, KP: tl.constexpr, GIVEN: tl.constexpr,
     WRITE: tl.constexpr,
 ):  # fmt: skip
     """Statistics of R rows, unless GIVEN; with WRITE also the normalised rows."""
@@ -41,7 +41,7 @@ def norm_kernel(
         scale = tl.load(rstd + row, mask=row < T, other=0.0)
     else:
         mu = tl.sum(x, 1) / K
-        centred = tl.where(live, x - mu[:, None], 0.0)
+        centred = x - mu[:, None] if K == KP else tl.where(live, x - mu[:, None], 0.0)
         scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / K + epsilon)
         tl.store(mean + row, mu, mask=row < T)
         tl.store(rstd + row, scale, mask=row < T)
@@ -51,7 +51,7 @@ def norm_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def norm_backward_kernel(
-    z, d_normed, d_out, mean, rstd, d_z, normed, d_bias, T, K, R: tl.constexpr, KP: tl.constexpr,
+    z, d_normed, d_out, mean, rstd, d_z, normed, d_bias, T, K: tl.constexpr, R: tl.constexpr, KP: tl.constexpr,
     WRITE: tl.constexpr,
 ):  # fmt: skip
     """d_z = d_out + rstd * (g - mean(g) - normed * mean(g * normed)), with g = d_normed.
@@ -91,9 +91,10 @@ def normalise(
     mean, rstd = given or (z_TK.new_empty(rows, dtype=torch.float32), z_TK.new_empty(rows, dtype=torch.float32))
     normed = None if normed_dtype is None else torch.empty_like(z_TK, dtype=normed_dtype)
     padded = triton.next_power_of_2(width)
-    constants = {"R": walk.rows(padded), "KP": padded, "GIVEN": given is not None, "WRITE": normed is not None}
+    sizes = {"K": width, "R": walk.rows(padded), "KP": padded}
+    constants = {**sizes, "GIVEN": given is not None, "WRITE": normed is not None}
     grid = (walk.programs(rows, padded, z_TK.device),)
-    norm_kernel[grid](z_TK, normed, mean, rstd, rows, width, epsilon, **constants, num_warps=walk.warps)
+    norm_kernel[grid](z_TK, normed, mean, rstd, rows, epsilon, **constants, num_warps=walk.warps)
     return (mean, rstd), normed
 
 
@@ -113,8 +114,8 @@ def normalise_backward(
     d_z, partial = torch.empty_like(z_TK), z_TK.new_empty(programs, width, dtype=torch.float32)
     write, normed = normed is None, torch.empty_like(d_normed_TK) if normed is None else normed
     norm_backward_kernel[(programs,)](
-        z_TK, d_normed_TK, d_out_TK, *statistics, d_z, normed, partial, rows, width,
-        R=walk.rows(padded), KP=padded, WRITE=write, num_warps=walk.warps,
+        z_TK, d_normed_TK, d_out_TK, *statistics, d_z, normed, partial, rows,
+        K=width, R=walk.rows(padded), KP=padded, WRITE=write, num_warps=walk.warps,
     )  # fmt: skip
     return d_z, normed, partial.sum(0)
 
@@ -123,11 +124,12 @@ def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, 
     """Return (name, kernel, signature, constants, options) of the configurations in use."""
     found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
     for width in (512, 1024):
-        forward = {"z": "*bf16", "normed": "*bf16", "mean": "*fp32", "rstd": "*fp32", "T": "i32", "K": "i32"}
+        forward = {"z": "*bf16", "normed": "*bf16", "mean": "*fp32", "rstd": "*fp32", "T": "i32"}
         backward = {**forward, "d_normed": "*bf16", "d_out": "*bf16", "d_z": "*bf16", "d_bias": "*fp32"}
-        sizes = {"R": FORWARD.rows(width), "KP": width, "WRITE": True, "GIVEN": False}
+        sizes = {"K": width, "R": FORWARD.rows(width), "KP": width, "WRITE": True, "GIVEN": False}
         options = {"num_warps": FORWARD.warps}
         found.append((f"norm {width}", norm_kernel, {**forward, "epsilon": "fp32"}, sizes, options))
-        sizes, options = {"R": BACKWARD.rows(width), "KP": width, "WRITE": True}, {"num_warps": BACKWARD.warps}
+        sizes = {"K": width, "R": BACKWARD.rows(width), "KP": width, "WRITE": True}
+        options = {"num_warps": BACKWARD.warps}
         found.append((f"norm backward {width}", norm_backward_kernel, backward, sizes, options))
     return found

@@ -10,6 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longview.ops.hstu_layer import counter
+
+ROUNDS = tl.constexpr(counter.ROUNDS)
+
 
 @triton.jit
 def tanh_approx(x):
@@ -43,11 +47,14 @@ def silu_derivative(x, TANH: tl.constexpr):
 
 @triton.jit
 def kept(seed, row_R, column_R, level, BLOCK: tl.constexpr):
-    """Return (R, BLOCK) booleans for the columns from `column_R` (multiples of 8) on; see `counter.py`."""
+    """Return (R, BLOCK) booleans for the columns from `column_R` (multiples of 8) on; see `counter.py`.
+
+    Each thread that holds eight neighbouring columns draws for them itself: no element changes threads.
+    """
     eighth = (column_R // 8)[:, None] + tl.arange(0, BLOCK // 8)[None, :]
     row = row_R[:, None] + tl.zeros_like(eighth)
     zero = tl.zeros_like(eighth)
-    w0, w1, w2, w3 = tl.philox(seed, eighth, row, zero, zero)
+    w0, w1, w2, w3 = tl.philox(seed, eighth, row, zero, zero, n_rounds=ROUNDS)
     # join() puts its operands innermost: this order makes the word's number the flattened index.
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
     halves = tl.join(words & 0xFFFF, words >> 16)

@@ -3,7 +3,8 @@
 
 A light kernel writes the gated rows and the statistics of the norm; the product is a plain one with bias and residual.
 Gating between loading and multiplying instead would save two passes over the gated rows, but each column block of the
-product would gate its rows again, and the registers that takes cost more than the passes.
+product would gate its rows again, and the registers that takes cost more than the passes. On Hopper, `gluon_output.py`
+has the product for narrow layers.
 
 A "group" is what one norm sees: a row of all heads, or one head of a row. Shapes: T rows, G = H·d_v columns,
 D width, R groups a program of W columns (WP: rounded up to a power of two).
@@ -21,7 +22,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longview.ops.hstu_layer.counter import kept_scale, level
-from longview.ops.hstu_layer.tiling import Tiling, Walk, roomy
+from longview.ops.hstu_layer.tiling import IN_OUTPUT, Tiling, Walk, roomy, staying
 from longview.ops.hstu_layer.triton_norm import Statistics
 from longview.ops.hstu_layer.triton_numerics import halves_of, kept, tile_of
 
@@ -37,17 +38,17 @@ class Gate:
     groups: int  # parts of a row that are normalised each by itself
     epsilon: float
     rate: float  # dropout; 0 in evaluation
-    seed: int
+    seed: Tensor | None  # (1,) int64 on the device of the rows; None without dropout
 
     def dropout(self) -> dict[str, Any]:
         """Return the kernels' arguments on dropout."""
         return {"seed": self.seed, "level": level(self.rate), "kept_by": kept_scale(self.rate)}
 
 
-@triton.jit(do_not_specialize=["seed", "level", "groups_total"])
+@triton.jit(do_not_specialize=["level", "groups_total"])
 def gate_kernel(
-    a, u, gated, mean, rstd, gamma, beta, seed, level, kept_by, groups_total, W, u_stride, epsilon,
-    GROUPS: tl.constexpr, R: tl.constexpr, WP: tl.constexpr, DROP: tl.constexpr,
+    a, u, gated, mean, rstd, gamma, beta, seed, level, kept_by, groups_total, u_stride, epsilon,
+    W: tl.constexpr, GROUPS: tl.constexpr, R: tl.constexpr, WP: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     """gated = mask * norm(a) * u for R groups, and their statistics."""
     group = tl.program_id(0) * R + tl.arange(0, R)
@@ -60,15 +61,15 @@ def gate_kernel(
     x = tl.load(a + at, mask=live, other=0.0).to(tl.float32)
     gate = tl.load(u + u_at, mask=live, other=0.0).to(tl.float32)
     mu = tl.sum(x, 1) / W
-    centred = tl.where(live, x - mu[:, None], 0.0)
+    centred = x - mu[:, None] if W == WP else tl.where(live, x - mu[:, None], 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / W + epsilon)
     tl.store(mean + group, mu, mask=there)
     tl.store(rstd + group, scale, mask=there)
     g = tl.load(gamma + column, mask=column < W, other=0.0).to(tl.float32)
     b = tl.load(beta + column, mask=column < W, other=0.0).to(tl.float32)
-    y = ((x - mu[:, None]) * scale[:, None] * g[None, :] + b[None, :]) * gate
+    y = (centred * scale[:, None] * g[None, :] + b[None, :]) * gate
     if DROP:
-        y = tl.where(kept(seed, token, first, level, WP), y * kept_by, 0.0)
+        y = tl.where(kept(tl.load(seed), token, first, level, WP), y * kept_by, 0.0)
     tl.store(gated + at, y, mask=live)
 
 
@@ -119,8 +120,8 @@ def gate_forward(a_TG: Tensor, u_TG: Tensor, gate: Gate, walk: Walk = FORWARD) -
     padded = max(8, triton.next_power_of_2(wide))
     gate_kernel[(walk.programs(groups, padded, a_TG.device),)](
         a_TG, u_TG, gated, mean, rstd, gate.weight, gate.bias, **gate.dropout(),
-        groups_total=groups, W=wide, u_stride=u_TG.stride(0), epsilon=gate.epsilon,
-        GROUPS=gate.groups, R=walk.rows(padded), WP=padded, DROP=gate.rate > 0, num_warps=walk.warps,
+        groups_total=groups, u_stride=u_TG.stride(0), epsilon=gate.epsilon,
+        W=wide, GROUPS=gate.groups, R=walk.rows(padded), WP=padded, DROP=gate.rate > 0, num_warps=walk.warps,
     )  # fmt: skip
     return gated, (mean, rstd)
 
@@ -131,8 +132,15 @@ def output(z_TD: Tensor, gated_TG: Tensor, weight: Tensor, bias: Tensor, tiling:
     z and the gated rows (T, G) contiguous; `weight` (D, G) in the dtype of the gated rows.
     """
     (rows, width), inner = z_TD.shape, gated_TG.shape[1]
-    tiling = tiling or default_tiling(gated_TG.dtype, width, roomy(z_TD.device), z_TD.dtype)
     result = torch.empty_like(z_TD)
+    plain = tiling is not None or z_TD.dtype != gated_TG.dtype  # a float32 tile leaves too little room for weights
+    launch = None if plain else staying(gated_TG.dtype, rows, inner, width, z_TD.device, **IN_OUTPUT)
+    if launch is not None:
+        from longview.ops.hstu_layer.gluon_output import output_staying
+
+        output_staying(z_TD, gated_TG, weight, bias, result, launch)
+        return result
+    tiling = tiling or default_tiling(gated_TG.dtype, width, roomy(z_TD.device), z_TD.dtype)
     output_kernel[(tiling.programs(rows, width, z_TD.device),)](
         TensorDescriptor.from_tensor(gated_TG, [tiling.rows, tiling.depth]),
         TensorDescriptor.from_tensor(weight, [tiling.columns, tiling.depth]),
@@ -177,11 +185,11 @@ def signature(tiling: Tiling, stream: str = "bf16", product: str = "bf16") -> di
 def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """Return (name, kernel, signature, constants, options) of the configurations in use."""
     found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
-    types = {**dict.fromkeys(("a", "u", "gated"), "*bf16"), "seed": "i64", "level": "i32", "kept_by": "fp32"}
+    types = {**dict.fromkeys(("a", "u", "gated"), "*bf16"), "seed": "*i64", "level": "i32", "kept_by": "fp32"}
     types.update(dict.fromkeys(("mean", "rstd", "gamma", "beta"), "*fp32"))
-    types.update({"groups_total": "i32", "W": "i32", "u_stride": "i32", "epsilon": "fp32"})
+    types.update({"groups_total": "i32", "u_stride": "i32:16", "epsilon": "fp32"})
     for width, groups in ((512, 1), (1024, 1), (128, 4)):
-        sizes = {"GROUPS": groups, "R": FORWARD.rows(width), "WP": width, "DROP": True}
+        sizes = {"W": width, "GROUPS": groups, "R": FORWARD.rows(width), "WP": width, "DROP": True}
         found.append((f"gate {width}", gate_kernel, types, sizes, {"num_warps": FORWARD.warps}))
     for width in (512, 1024):
         for stream, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):

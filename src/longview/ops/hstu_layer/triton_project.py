@@ -5,7 +5,8 @@ With W' = W * gamma and b' = b + W beta the projection of a normalised row is W'
 the dtype of the product, the main loop multiplies z as it is, and the epilogue computes rstd * (sum - mean *
 rowsum(W')) + b': z is never rounded a second time, and float32 sums keep the subtraction exact to about
 |mean| / std * 1e-6. A float32 z under a 16-bit product would lose what the subtraction needs; then the pass for the
-statistics writes normalised rows, and the product reads those.
+statistics writes normalised rows, and the product reads those. For narrow layers on Hopper, `gluon_project.py` has
+pass and product in one.
 
 Shapes: T rows, K width, N = columns of U, V, Q and K; tiles BM × BN, BK of K at a time.
 """
@@ -22,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from longview.ops.hstu_layer.tiling import Tiling, roomy
+from longview.ops.hstu_layer.tiling import IN_PROJECTION, Tiling, roomy, staying
 from longview.ops.hstu_layer.triton_norm import Statistics, normalise
 from longview.ops.hstu_layer.triton_numerics import halves_of, silu, tile_of
 
@@ -63,14 +64,13 @@ def project_kernel(
     for number in tl.range(tl.program_id(0), blocks_m * blocks_n, tl.num_programs(0), flatten=FLATTEN):
         block_m, block_n = tile_of(number, blocks_m, blocks_n, GROUP)
         m, n = block_m * BM, block_n * BN
-        row, column = m + tl.arange(0, BM), n + tl.arange(0, BN)
-        if not NORMED:
-            mu = tl.load(mean + row, mask=row < T, other=0.0)
-            scale = tl.load(rstd + row, mask=row < T, other=0.0)
         acc = tl.zeros((BM, BN), tl.float32)
         for k in tl.range(0, K, BK):
             acc = tl.dot(x.load([m, k]), w.load([n, k]).T, acc, input_precision="ieee")
-        if not NORMED:
+        row, column = m + tl.arange(0, BM), n + tl.arange(0, BN)
+        if not NORMED:  # loaded here and not before the loop, which needs the registers
+            mu = tl.load(mean + row, mask=row < T, other=0.0)
+            scale = tl.load(rstd + row, mask=row < T, other=0.0)
             sums = tl.load(row_sum + column, mask=column < N, other=0.0)
             acc = scale[:, None] * (acc - mu[:, None] * sums[None, :])
         acc += tl.load(shift + column, mask=column < N, other=0.0)[None, :]
@@ -150,14 +150,28 @@ def project(
     z (T, K) contiguous, T at least 1; 16-byte rows everywhere. Statistics are computed unless given.
     """
     (rows, width), (columns, product) = z_TK.shape, (len(folded.weight), folded.weight.dtype)
-    tiling = tiling or default_tiling(product, width, save_pre, roomy(z_TK.device))
     x, normed, convert = z_TK, None, z_TK.dtype != product
-    if statistics is None or save_normed or convert:
+    launch = None if tiling else staying(product, rows, width, columns, z_TK.device, **IN_PROJECTION)
+    measure = launch is not None and statistics is None and not convert
+    if measure:
+        statistics = z_TK.new_empty(rows, dtype=torch.float32), z_TK.new_empty(rows, dtype=torch.float32)
+    elif statistics is None or save_normed or convert:
         statistics, normed = normalise(z_TK, epsilon, statistics, product if save_normed or convert else None)
     if convert and normed is not None:
         x = normed
     uvqk = torch.empty(rows, columns, dtype=product, device=z_TK.device)
     pre = torch.empty(rows, activated, dtype=product, device=z_TK.device) if save_pre else None
+    if launch is not None:
+        from longview.ops.hstu_layer.gluon_project import project_staying
+
+        project_staying(
+            x, folded.weight, uvqk, pre, statistics, folded.row_sum, folded.shift, epsilon, launch,
+            activated=activated, normed=convert, measure=measure,
+        )  # fmt: skip
+        if measure and save_normed:  # from the same statistics: what backward recomputes has the same bits
+            _, normed = normalise(z_TK, epsilon, statistics, product)
+        return Projected(uvqk, pre, normed if save_normed else None, statistics)
+    tiling = tiling or default_tiling(product, width, save_pre, roomy(z_TK.device))
     project_kernel[(tiling.programs(rows, columns, z_TK.device),)](
         TensorDescriptor.from_tensor(x, [tiling.rows, tiling.depth]),
         TensorDescriptor.from_tensor(folded.weight, [tiling.columns, tiling.depth]),
@@ -180,7 +194,7 @@ def default_tiling(product: torch.dtype, width: int, save: bool = False, large: 
     if not large:
         return Tiling(128, 128, 32, 8, 2, group=8, parts=2)
     if width <= 512:
-        return Tiling(128, 128, 64, 4, 3, resident=2, flatten=True, parts=2)
+        return Tiling(128, 128, 64, 4, 3, resident=2, flatten=True, parts=4)
     # One pipeline over all tiles needs registers that storing both results does not leave.
     return Tiling(128, 256, 64, 8, 3, resident=1, flatten=not save, parts=2)
 
