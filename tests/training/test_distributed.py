@@ -190,6 +190,15 @@ def test_torchrun_starts_them_and_one_speaks(tiny: PreparedData, tmp_path: Path)
     assert "trained on 2 processes, each on its share of every batch" in json.loads(done.stdout)["notes"]
 
 
+def test_one_process_balances_its_own_steps_and_resumes(tiny: PreparedData, tmp_path: Path) -> None:
+    train(configured(*RANDOM), tiny, tmp_path / "straight")
+    train(configured(*RANDOM, "loop.max_minutes=1e-9"), tiny, tmp_path / "halves")  # stops after one epoch
+    train(configured(*RANDOM), tiny, tmp_path / "halves", resume=True)
+    straight, halves = checkpoint(tmp_path / "straight"), checkpoint(tmp_path / "halves")
+    assert not [name for name in straight if not torch.equal(straight[name], halves[name])]
+    assert straight["batches.load"].isfinite().all(), "there is a load to aim at"
+
+
 def test_one_process_is_what_it_was(tiny: PreparedData) -> None:
     loss = torch.tensor(2.0)
     assert sum_gradients(torch.nn.Linear(2, 2), loss, 5) is loss

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longview.data.dataset import PreparedData
+from longview.data.groups import batch_groups, check_size
 from longview.data.schema import Inputs
 from longview.data.share import Share
 from longview.data.splits import EvaluationSet
@@ -253,32 +254,6 @@ class TrainingBatches:
         piece = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)  # 0 = newest
         stop = np.repeat(end, count) - piece * self.max_length
         return np.maximum(stop - self.max_length, np.repeat(start, count)), stop
-
-
-def check_size(batch_size: int | None, token_budget: int | None) -> None:
-    """Refuse batches of no size.
-
-    Raises:
-        InputError: neither a number of sequences nor one of tokens.
-    """
-    if batch_size is None and token_budget is None:
-        raise InputError("batches need a batch_size or a token_budget")
-
-
-def batch_groups(order: Rows, lengths: Rows, batch_size: int | None, token_budget: int | None) -> list[Rows]:
-    """Return `order` (n,), the numbers of sequences of `lengths` (n,), in runs of one batch each.
-
-    A batch has `batch_size` sequences, or where that is None as many as fit in `token_budget` (at least one).
-    """
-    if batch_size is not None:
-        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    groups, begin, filled = [], 0, 0
-    for at, length in enumerate(lengths.tolist()):
-        if filled and filled + length > (token_budget or 0):
-            groups.append(order[begin:at])
-            begin, filled = at, 0
-        filled += length
-    return [*groups, order[begin:]]
 
 
 class HistoryBatches:

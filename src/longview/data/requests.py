@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from longview.data.batches import JaggedBatch, batch_groups, check_size, context_of, jagged_rows, strengths_of
+from longview.data.batches import JaggedBatch, context_of, jagged_rows, strengths_of
 from longview.data.dataset import PreparedData
+from longview.data.groups import batch_groups, check_size
 from longview.data.labels import Labels, TaskConfig, labels_of, missing_labels
 from longview.data.schema import Inputs
 from longview.data.splits import count_until

@@ -162,6 +162,8 @@ class TestBadInput:
     def test_windows_are_of_retrieval(self, shop: PreparedData, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"batches\.windows all .* task retrieval"):
             train(config("batches.windows=all"), shop, tmp_path / "run")
+        with pytest.raises(InputError, match=r"batches\.stochastic_length is for task retrieval"):
+            train(config("batches.stochastic_length.alpha=1.7"), shop, tmp_path / "run")
 
     def test_resuming_another_task(self, shop: PreparedData, tmp_path: Path) -> None:
         train(config("loop.epochs=1"), shop, tmp_path / "run")
