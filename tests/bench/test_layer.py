@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from longview.bench.layer import BARE, SHAPES, Shape, _beside_bare, _beside_ours, bench_layer
 from longview.bench.timing import Timing
 from longview.errors import InputError
+from tests.bench.written import read_written
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -36,7 +36,7 @@ def test_shares_are_of_the_bare_product_and_ratios_of_ours() -> None:
 @needs_gpu
 def test_a_measurement_is_right_and_whole(tmp_path: Path) -> None:
     result = bench_layer(tmp_path / "layer.json", rounds=2, shapes=(Shape(256, 4, 8192),))
-    assert json.loads((tmp_path / "layer.json").read_text()) == result
+    assert read_written(tmp_path / "layer.json") == result
     (shape,) = result["shapes"]
     assert shape["relative_error"]["ours"] < max(8e-3, 1.5 * shape["relative_error"]["torch, eager"])
     for part in ("projection", "output", "layer_forward", "layer_forward_and_backward"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from longview.bench import loss
 from longview.bench.loss import Full, Sampled, Table, bench_loss
 from longview.errors import InputError
+from tests.bench.written import read_written
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -34,7 +34,7 @@ def test_a_measurement_has_its_peaks_and_spread(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(loss, "TABLE", Table(1000, 300, 32))
     monkeypatch.setattr(loss, "POSITIONS", Table(1000, 30, 32, 0.0))
     result = bench_loss(tmp_path / "loss.json", rounds=2)
-    assert json.loads((tmp_path / "loss.json").read_text()) == result
+    assert read_written(tmp_path / "loss.json") == result
     (full,) = result["full"]
     assert set(full["providers"]) == {"default", "triton", "triton-blocked", "blocked", "compiled cross_entropy"}
     for kind in ("full", "sampled", "update", "gradient"):

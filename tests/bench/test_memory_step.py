@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,13 @@ import torch
 from longview.bench import memory_step
 from longview.bench.memory_step import Setting, bench_memory_step
 from longview.errors import InputError
+from tests.bench.written import read_written
 
 
 def test_every_provider_is_timed_beside_plain_xbm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_step, "CPU", (Setting(8, 32, 8),))
     result = bench_memory_step(tmp_path / "step.json", rounds=2)
-    written = json.loads((tmp_path / "step.json").read_text())
-    assert written.pop("command").startswith("longview ")
-    assert written == result
+    assert read_written(tmp_path / "step.json") == result
     (setting,) = result["settings"]
     assert set(setting["providers"]) == set(memory_step.PROVIDERS)
     assert setting["providers"]["XBM"]["over_xbm"] == 0

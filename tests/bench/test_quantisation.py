@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from longview.bench import quantisation, quantisation_tables
 from longview.bench.quantisation import FP8, LIBRARY, OURS, bench_quantisation
 from longview.bench.timing import Timing
 from longview.errors import InputError
+from tests.bench.written import read_written
 
 needs_hopper = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"
@@ -48,7 +48,7 @@ def test_a_measurement_is_right_and_whole(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(quantisation, "FEWER_ROWS", (1024,))
     monkeypatch.setattr(quantisation_tables, "HOST_ROWS", 10_000)
     result = bench_quantisation(tmp_path / "result.json", rounds=2, rows=4096, table_rows=100_000)
-    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert read_written(tmp_path / "result.json") == result
     for product in result["products"]:
         accumulating, everything = product["relative_error"].values()
         assert accumulating < 2e-3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from longview.bench.attention import Setting, bench_attention
 from longview.bench.timing import Timing, interleaved
 from longview.errors import InputError
 from longview.ops.attention import MaskSpec
+from tests.bench.written import read_written
 
 
 def test_providers_take_turns_and_each_begins_a_round() -> None:
@@ -44,7 +44,7 @@ def test_bench_attention_counts_pairs_and_checks_what_it_times(tmp_path: Path) -
         Setting("short", (3, 20), 1, 8, MaskSpec.causal()),
     ]
     result = bench_attention(tmp_path / "bench.json", rounds=1, settings=settings)
-    assert json.loads((tmp_path / "bench.json").read_text()) == result
+    assert read_written(tmp_path / "bench.json") == result
     long, short = result["settings"]
     assert long["visible_pairs"] == int(MaskSpec.ultra_prefix(16, 8).dense(0, 90, 0).sum())
     assert short["visible_pairs"] == 3 * 4 // 2 + 20 * 21 // 2

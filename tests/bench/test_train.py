@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from longview.bench.train import SETTINGS, bench_train, synthetic_log
 from longview.errors import InputError
 from longview.training.config import resolve_config
+from tests.bench.written import read_written
 
 
 def test_the_default_settings_are_those_of_the_quoted_figure() -> None:
@@ -34,7 +34,7 @@ def test_a_measurement_has_its_settings_and_spread(tmp_path: Path) -> None:
     result = bench_train(
         tmp_path / "log", tmp_path / "train.json", overrides=["model.width=8", "loss.kind=sampled"], epochs=3
     )
-    assert json.loads((tmp_path / "train.json").read_text()) == result
+    assert read_written(tmp_path / "train.json") == result
     assert len(result["epochs"]) == 3
     assert result["spread"][0] <= result["seconds_per_epoch"] <= result["spread"][1]
     assert result["config"]["model"]["width"] == 8
