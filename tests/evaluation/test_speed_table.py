@@ -49,11 +49,44 @@ def test_no_files_no_table(tmp_path: Path) -> None:
 def test_a_table_for_each_machine(tmp_path: Path) -> None:
     gpu = {**ENVIRONMENT, "accelerator": "a GPU", "triton": "3.6"}
     times = {"ours": {"median_ms": 1.234}, "torch, compiled": {"median_ms": 2.0}}
+    beside = {"ours": {"median_ms": 0.4804}, "bare matrix product (cuBLAS)": {"median_ms": 0.4054}}
     layer = {"width": 512, "tokens": 131072, "layer_forward": times, "layer_forward_and_backward": times}
+    layer |= {"projection": beside, "output": beside}
     result = {"benchmark": "fused HSTU layer on a GPU", "shapes": [layer], "environment": gpu, "command": "layer"}
     (tmp_path / "layer.json").write_text(json.dumps(result))
     (tmp_path / "train.json").write_text(json.dumps(TRAIN))
     table = speed_table(tmp_path)
     assert "**a GPU, Python 3.11, torch 2.13, Triton 3.6**" in table
     assert "| HSTU layer of width 512, 131,072 events, forward | **1.23 ms** | torch, compiled: 2.00 ms |" in table
+    assert "norm, projection and SiLU | **0.480 ms** | bare matrix product (cuBLAS): 0.405 ms |" in table
     assert table.index("Made by `layer`") < table.index("**CPU, 2 threads")
+
+
+def test_quantised_products_and_tables(tmp_path: Path) -> None:
+    alone = {
+        "FP8, ours": {"median_ms": 0.25, "times_faster_than bfloat16, ours": 2.0},
+        "bfloat16, ours": {"median_ms": 0.5, "times_faster_than bfloat16, ours": 1.0},
+    }
+    products = [{"product": kind, "rows": 4096, "inner": 1024, "alone": alone} for kind in ("output", "projection")]
+    found = {"quantised": {"median_us": 100.0, "times_faster": 3.0}, "bfloat16": {"median_us": 300.0}}
+    lookups = [{"ids": 1000, "kind": kind, **found} for kind in ("uniform", "zipf")]
+    table = {"bits": 4, "group": 64, "width": 512, "times_smaller": 3.556, "lookups": lookups}
+    result = {"benchmark": "quantisation on a GPU", "products": products, "environment": ENVIRONMENT, "command": "q"}
+    result["tables"] = [{**table, "transfer": {"ids": 65536, **found}}]
+    (tmp_path / "quantisation.json").write_text(json.dumps(result))
+    made = speed_table(tmp_path)
+    assert made.count("FP8 product and residual, 4,096 rows, width 1024 | **0.250 ms, 2.00 ×**") == 1
+    assert "INT4 table (groups of 64), rows of 512: size | **3.56 × smaller than bfloat16** |" in made
+    assert "65,536 rows copied from the host | **100 µs, 3.00 ×** | bfloat16: 300 µs |" in made
+    assert made.count("1,000 lookups") == 1
+
+
+def test_load_spread_at_one_batch_size(tmp_path: Path) -> None:
+    spread = {name: {"max_over_mean": value} for name, value in (("full", 0.2), ("plain", 0.157), ("balanced", 0.029))}
+    row = {"ranks": 8, "histories": "log", "max_length": 16384, "gamma": 1.0, "speed_up_of_balance": 1.127, **spread}
+    rows = [{**row, "batch_size_a_rank": size} for size in (16, 32)]
+    result = {"benchmark": "balance", "simulated": rows, "environment": ENVIRONMENT, "command": "balance"}
+    (tmp_path / "balance.json").write_text(json.dumps(result))
+    made = speed_table(tmp_path)
+    assert made.count("load spread") == 1
+    assert "| **2.9%, +12.7% throughput** | plain: 15.7%; whole histories: 20.0% |" in made

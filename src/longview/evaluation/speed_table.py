@@ -119,6 +119,52 @@ def _layer(result: Result) -> list[tuple[str, str, str]]:
             times = {name: f"{row['median_ms']:.2f} ms" for name, row in one[key].items()}
             what = f"HSTU layer of width {one['width']}, {one['tokens']:,} events, {kind}"
             rows.append((what, times.pop("ours"), "; ".join(f"{name}: {time}" for name, time in times.items())))
+        for key, what in (
+            ("projection", "norm, projection and SiLU"),
+            ("output", "norm, gate, dropout, product, residual"),
+        ):
+            row, bare = one[key]["ours"], one[key]["bare matrix product (cuBLAS)"]
+            what = f"of that layer: {what}"
+            rows.append(
+                (what, f"{row['median_ms']:.3f} ms", f"bare matrix product (cuBLAS): {bare['median_ms']:.3f} ms")
+            )
+    return rows
+
+
+def _quantisation(result: Result) -> list[tuple[str, str, str]]:
+    rows = []
+    for one in result["products"]:
+        if one["product"] == "output":
+            times = {name: f"{row['median_ms']:.3f} ms" for name, row in one["alone"].items()}
+            ours = f"{times.pop('FP8, ours')}, {one['alone']['FP8, ours']['times_faster_than bfloat16, ours']:.2f} ×"
+            what = f"FP8 product and residual, {one['rows']:,} rows, width {one['inner']}"
+            rows.append((what, ours, "; ".join(f"{name}: {time}" for name, time in times.items())))
+    for one in result["tables"]:
+        name = f"INT{one['bits']} table (groups of {one['group']}), rows of {one['width']}"
+        rows.append((f"{name}: size", f"{one['times_smaller']:.2f} × smaller than bfloat16", ""))
+        timed = [(f"{row['ids']:,} lookups", row) for row in one["lookups"] if row["kind"] == "uniform"]
+        timed.append((f"{one['transfer']['ids']:,} rows copied from the host", one["transfer"]))
+        for what, row in timed:
+            ours, plain = row["quantised"], row["bfloat16"]
+            faster = f"{ours['median_us']:.0f} µs, {ours['times_faster']:.2f} ×"
+            rows.append((f"{name}: {what}", faster, f"bfloat16: {plain['median_us']:.0f} µs"))
+    return rows
+
+
+BATCH = 32  # histories a rank in the table; the file has others
+
+
+def _balance(result: Result) -> list[tuple[str, str, str]]:
+    rows = []
+    for one in result["simulated"]:
+        if one["batch_size_a_rank"] == BATCH:
+            what = (
+                f"load spread of {one['ranks']} simulated ranks, {one['histories']}, history {one['max_length']:,}, "
+                f"load n^{one['gamma']:.0f}, {BATCH} histories a rank: balanced stochastic length"
+            )
+            ours = f"{one['balanced']['max_over_mean']:.1%}, {one['speed_up_of_balance'] - 1:+.1%} throughput"
+            plain, full = (f"{one[kind]['max_over_mean']:.1%}" for kind in ("plain", "full"))
+            rows.append((what, ours, f"plain: {plain}; whole histories: {full}"))
     return rows
 
 
@@ -148,6 +194,8 @@ ROWS: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "training step on a GPU": _step,
     "fused HSTU layer on a GPU": _layer,
     "softmax losses and table updates on a GPU": _loss,
+    "quantisation on a GPU": _quantisation,
+    "balance": _balance,
 }
 
 
