@@ -20,29 +20,43 @@ from longview.metric_learning.memory_config import MemoryConfig
 from longview.metric_learning.moments import BatchMoments, batch_moments
 from longview.metric_learning.momentum import MomentumEncoder
 from longview.metric_learning.reference import Reference
+from longview.ops.memory_loss import (
+    CircleLoss,
+    ContrastiveLoss,
+    InfoNCELoss,
+    MultiSimilarityLoss,
+    SupervisedContrastiveLoss,
+    TripletLoss,
+)
 
 __all__ = [
     "AdaptiveMomentMatching",
     "ArcFaceLoss",
     "BatchMoments",
+    "CircleLoss",
     "ClassWeightLoss",
+    "ContrastiveLoss",
     "CrossBatchLoss",
     "Drift",
     "DriftDiagnostics",
     "DriftPolicy",
     "DriftState",
     "EmbeddingMemory",
+    "InfoNCELoss",
     "LossParts",
     "MemoryConfig",
     "MemoryWarning",
     "MomentMatching",
     "MomentumEncoder",
     "MovingAverage",
+    "MultiSimilarityLoss",
     "NoCorrection",
     "NormalisedSoftmaxLoss",
     "PairwiseLoss",
     "ProxyAnchorLoss",
     "Reference",
     "RememberingLoss",
+    "SupervisedContrastiveLoss",
+    "TripletLoss",
     "batch_moments",
 ]
