@@ -34,6 +34,9 @@ bench-gpu: $(STAMP)  ## the GPU figures of the README, as JSON in results/
 	$(BIN)/longview bench layer --json results/gpu-layer.json
 	$(BIN)/longview bench loss --json results/gpu-loss.json
 	$(BIN)/longview bench step --json results/gpu-step.json
+	$(BIN)/longview bench train --device cuda --set loop.precision=bf16 --json results/gpu-train.json
+	$(BIN)/longview bench quantisation --json results/gpu-quantisation.json
+	$(BIN)/longview bench memory-loss --device cuda --json results/gpu-memory-loss.json
 	$(BIN)/python -m tests.ops.sanitize results/gpu-sanitizer.json
 
 bench-cpu: $(STAMP)  ## the CPU speed figures of the README, as JSON in results/

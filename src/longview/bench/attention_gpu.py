@@ -94,18 +94,26 @@ def bench_attention_gpu(
     require_gpu("attention")
     result: dict[str, Any] = {"benchmark": "attention on a GPU", "method": METHOD, "rounds": rounds}
     result |= {"environment": environment(), "clocks": {"before": clocks()}, "ceilings": _ceilings(rounds)}
-    result["candidates"] = _candidates(rounds)
-    result["relative bias"] = bias_rows(rounds)
     result["settings"] = []
     for setting in default_settings() if settings is None else settings:
         result["settings"].append(_measure(setting, rounds, peer_checkout))
-        if json is not None:  # what is measured is kept, whatever comes
-            write_result(json, result)
-    result["window against full causal"] = _windows(rounds)
+        _keep(json, result)
+    for name, measure in (
+        ("candidates", _candidates),
+        ("relative bias", bias_rows),
+        ("window against full causal", _windows),
+    ):
+        result[name] = measure(rounds)
+        _keep(json, result)
     result["clocks"]["after"] = clocks()
+    _keep(json, result)
+    return result
+
+
+def _keep(json: Path | None, result: dict[str, Any]) -> None:
+    """Write what is measured so far, whatever comes."""
     if json is not None:
         write_result(json, result)
-    return result
 
 
 def _inputs(lengths: tuple[int, ...], dim: int) -> Inputs:

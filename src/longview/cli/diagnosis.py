@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from longview.ops.attention import available_backends, why_off
+from longview.ops.hstu_layer.tiling import why_no_staying
 from longview.ops.kernels import why_no_triton
 from longview.training.precision import bf16_refusal
 
@@ -85,6 +86,13 @@ def _kernels() -> dict[str, Any]:
         for what, plain in (("HSTU layer", "eager"), ("softmax loss", "blocked"), ("item table gradient", "torch")):
             chosen = plain if kernels else "triton"
             found[f"{what} on {device}"] = {"chosen": chosen, "triton": _reason(kernels), plain: "on"}
+        products = kernels or why_no_staying(device)
+        chosen = "plain" if products else "hopper"
+        found[f"products of the HSTU layer on {device}"] = {
+            "chosen": chosen,
+            "hopper": _reason(products),
+            "plain": "on",
+        }
     found["top-k"] = {"chosen": "blocked", "blocked": "on"}
     return found
 

@@ -112,15 +112,26 @@ def staying(
     or odd sizes, too few rows to keep every multiprocessor busy.
     """
     fits = inner % BLOCK == 0 and BLOCK < inner <= WIDEST and columns % (2 * BLOCK) == 0
-    if not fits or product == torch.float32 or device.type != "cuda":
-        return None
-    import triton
-
-    if not triton.__version__.startswith(GLUON) or torch.cuda.get_device_capability(device)[0] != HOPPER:
+    if not fits or product == torch.float32 or why_no_staying(device) is not None:
         return None
     blocks, most = -(-rows // BLOCK), columns // (2 * BLOCK)
     parts = next((p for p in (1, 2, 4) if most % p == 0 and blocks * p >= SHARE * processors(device)), None)
     return None if parts is None else Staying(stages_for(inner, depth, leaving), depth, leaving, parts)
+
+
+def why_no_staying(device: torch.device | str) -> str | None:
+    """Return why products with staying rows cannot run on `device`, in a sentence, or None where they can."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return f"they are written for Hopper GPUs, and the device is {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major != HOPPER:
+        return f"they are written for Hopper GPUs (compute capability {HOPPER}.0), and this one has {major}.{minor}"
+    import triton
+
+    if not triton.__version__.startswith(GLUON):
+        return f"they are written for Triton {', '.join(GLUON)}, and {triton.__version__} is installed"
+    return None
 
 
 def stages_for(inner: int, depth: int, leaving: int) -> int:
