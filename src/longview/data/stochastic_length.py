@@ -81,7 +81,7 @@ class StochasticLength:
     @property
     def threshold(self) -> int:
         """T, the length up to which a sequence always stays whole."""
-        return math.floor(float(self.max_length) ** (self.alpha / 2))
+        return math.floor(math.pow(self.max_length, self.alpha / 2))
 
     def probability(self, lengths: Rows) -> Values:
         """Return the probability (n,) with which sequences of `lengths` (n,) stay whole."""
