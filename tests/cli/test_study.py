@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from longview.cli.app import app
@@ -53,3 +54,55 @@ def test_bad_input(trained: TrainedRun, tmp_path: Path, words: list[str], expect
     assert code == 2
     assert expected in output
     assert not (tmp_path / "s.json").exists()
+
+
+def grid_file(folder: Path, **changes: object) -> Path:
+    values = {
+        "kind": "ablation",
+        "data": {"path": "nowhere"},
+        "settings": dict(setting.split("=") for setting in SETTINGS) | {"loop.epochs": 1},
+        "seeds": [0],
+        "parts": {"norm": {"row": {}, "head": {"model.layer.norm": "head"}}},
+    }
+    settings = {key: yaml.safe_load(str(value)) for key, value in values["settings"].items()}  # type: ignore[attr-defined]
+    file = folder / "grid.yaml"
+    file.write_text(yaml.safe_dump(values | {"settings": settings} | changes, sort_keys=False))
+    return file
+
+
+def test_an_ablation_on_prepared_data_writes_a_result_and_a_picture(trained: TrainedRun, tmp_path: Path) -> None:
+    words = ["ablation", trained.data, "--grid", grid_file(tmp_path), "--out", tmp_path / "out"]
+    words += ["--json", tmp_path / "a.json"]
+    code, output = study(*words, "--max-minutes", "0.01")
+    assert code == 0
+    assert "stopped (max_minutes) with 0 of 2 cells; the same command goes on" in output
+    assert not (tmp_path / "a.json").exists()
+    code, output = study(*words)
+    assert code == 0
+    assert "norm, head: ndcg@10" in output
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert (result["complete"], len(result["rows"])) == (True, 3)
+    assert result["data"]["exclude_seen"]
+    written = (tmp_path / "out" / "cells.json").stat().st_mtime_ns
+    code, output = study(*words, "--draw", "--seeds", "0,1")
+    assert code == 0
+    assert json.loads((tmp_path / "a.json").read_text())["missing_cells"] == 2
+    assert (tmp_path / "out" / "cells.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["hstu-small"], "needs DATA"),
+        (["hstu-small", "DATA", "--draw", "--out", "x"], "--draw is for `longview study ablation`"),
+        (["ablation"], "needs --out"),
+        (["scaling", "--out", "x", "--grid", "GRID"], "run `longview study ablation` with it"),
+        (["ablation", "--out", "x", "--grid", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["ablation", "--out", "x", "--grid", "GRID"], "nowhere"),
+    ],
+)
+def test_bad_grids(trained: TrainedRun, tmp_path: Path, words: list[str], expected: str) -> None:
+    real = {"DATA": str(trained.data), "GRID": str(grid_file(tmp_path)), "x": str(tmp_path / "out")}
+    code, output = study(*[real.get(word, word) for word in words], "--json", tmp_path / "s.json")
+    assert code == 2
+    assert expected in " ".join(output.split())

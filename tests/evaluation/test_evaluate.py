@@ -108,3 +108,12 @@ def test_small_groups_are_joined_and_nobody_is_lost(min_users: int) -> None:
     assert groups[0]["from"] == 1
     assert groups[-1]["to"] is None
     assert [g["to"] + 1 for g in groups[:-1]] == [g["from"] for g in groups[1:]]
+
+
+def test_data_whose_items_come_again_by_design_keep_seen_items_in(random_data: PreparedData) -> None:
+    again = dataclasses.replace(random_data, meta=random_data.meta.model_copy(update={"repeats": True}))
+    model = Vectors(random_data.num_items)
+    found = evaluate(model, again, "test")
+    assert not found.exclude_seen
+    assert found.metrics == evaluate(model, random_data, "test", exclude_seen=False).metrics
+    assert evaluate(model, again, "test", exclude_seen=True).exclude_seen

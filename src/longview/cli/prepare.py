@@ -1,4 +1,4 @@
-"""`longview prepare`: logs to a prepared data set, and its data card."""
+"""`longview prepare`: logs, or images, to a prepared data set, and its data card."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from longview.data import PreparedData
     from longview.data.card import DataCard
     from longview.data.encode import Report
+    from longview.data.images.meta import ImageCard
 
 
 def prepare_command(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Log files, folders or glob patterns.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Logs: files, folders, patterns. Images: a folder, zip or table."),
+    ],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     user: Annotated[str | None, typer.Option(help="Column of the user id [guessed].")] = None,
     item: Annotated[str | None, typer.Option(help="Column of the item id [guessed].")] = None,
@@ -46,12 +50,20 @@ def prepare_command(
     drop_incomplete: Annotated[
         bool, typer.Option("--drop-incomplete", help="Leave out rows that lack a user, an item or a time.")
     ] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="INPUT is images; a table has columns such as path, label, split.")
+    ] = False,
+    image_options: Annotated[
+        list[str] | None,
+        typer.Option("--image", metavar="KEY=VALUE", help="Option of images, such as bad_images=skip; repeatable."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set [that of the directory].")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Read logs in whatever format, write a data set to train on, and say what is in it."""
     from longview.config import parse
+    from longview.data.images.source import is_image_source
     from longview.data.options import PrepareConfig
     from longview.data.prepare import open_log, prepare
 
@@ -75,12 +87,17 @@ def prepare_command(
         "drop_incomplete": drop_incomplete,
         "name": name,
     }
+    if images or image_options or is_image_source(inputs[0]):
+        from longview.cli.prepare_images import prepare_images_command
+
+        prepare_images_command(inputs, out, options, image_options or [], overwrite=overwrite, json=json)
+        return
     sources, columns = open_log(inputs, parse(PrepareConfig, options, "prepare"))
     if not json:
         chosen = ", ".join(f"{role} = {column}" for role, column, _ in columns.describe())
         files = f"{sources[0].path}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
         note(f"columns: {chosen} ({files})")
-    with _progress() as report:
+    with progress_bar() as report:
         data = prepare(inputs, out=out, overwrite=overwrite, report=report, **options)
     if json:
         emit_json(_document(data))
@@ -96,7 +113,12 @@ def _document(data: PreparedData) -> dict[str, Any]:
 def _show(data: PreparedData) -> None:
     from longview.data.card import DataCard
 
-    card = DataCard.model_validate(data.meta.card)
+    assert data.path is not None
+    show_card(DataCard.model_validate(data.meta.card), data.path)
+
+
+def show_card(card: DataCard | ImageCard, path: Path) -> None:
+    """Print a card, its notes on stderr, and what to do next."""
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -110,10 +132,10 @@ def _show(data: PreparedData) -> None:
             say()
     for text in card.notes:
         note(f"note: {text}", colour="yellow")
-    say(f"Written to {data.path}; this card is in {data.path}/card.md. Next:\n  longview train {data.path} --out RUN")
+    say(f"Written to {path}; this card is in {path}/card.md. Next:\n  longview train {path} --out RUN")
 
 
-def card_table(card: DataCard) -> Table:
+def card_table(card: DataCard | ImageCard) -> Table:
     """Return the card as a table for a terminal."""
     from rich.table import Table
     from rich.text import Text
@@ -129,7 +151,7 @@ def card_table(card: DataCard) -> Table:
 
 
 @contextmanager
-def _progress() -> Iterator[Report | None]:
+def progress_bar() -> Iterator[Report | None]:
     """Yield a reporter that draws a progress bar on stderr, or None where nobody looks."""
     if not sys.stderr.isatty():
         yield None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,24 +56,29 @@ def study_command(
     `scaling`: a grid of configurations, with costs in operations and time, intervals and a picture beside the JSON.
     """
     command = " ".join(["longview", *sys.argv[1:]])
+    runs = _Runs(data, json, out, _seeds(seeds), set_ or [], device, parallel, command)
     if config in GRIDS:
-        _grid(config, data, json, out, _seeds(seeds), set_ or [], device, parallel, grid, max_minutes, draw, command)
+        _grid(config, runs, grid, max_minutes, draw)
         return
     _refuse_grid_options(grid=grid, max_minutes=max_minutes, draw=draw or None)
-    _repeat(config, data, json, out, _seeds(seeds) or [0, 1, 2], set_ or [], device, parallel, command)
+    _repeat(config, runs)
 
 
-def _repeat(
-    config: str,
-    data: Path | None,
-    json: Path,
-    out: Path | None,
-    numbers: list[int],
-    settings: list[str],
-    device: str,
-    parallel: int,
-    command: str,
-) -> None:
+@dataclass(frozen=True)
+class _Runs:
+    """What a study is run with, whichever kind it is."""
+
+    data: Path | None
+    json: Path
+    out: Path | None
+    seeds: list[int] | None
+    settings: list[str]
+    device: str
+    parallel: int
+    command: str
+
+
+def _repeat(config: str, runs: _Runs) -> None:
     """Train one configuration once a seed, or fit the baselines."""
     from rich.console import Console
 
@@ -83,70 +89,61 @@ def _repeat(
     from longview.training.progress import make_progress
     from longview.training.study import run_study
 
-    if data is None:
+    if runs.data is None:
         raise InputError("a study of one configuration needs DATA, the directory of a prepared data set")
     if config == "baselines":
-        _baselines(PreparedData.open(data), json, command)
+        _baselines(PreparedData.open(runs.data), runs.json, runs.command)
         return
-    if out is None:
+    if runs.out is None:
         raise InputError("a study needs --out, the directory of its runs")
+    seeds = runs.seeds or [0, 1, 2]
     summary = run_study(
-        resolve_config(config, settings),
-        PreparedData.open(data),
-        out,
-        seeds=numbers,
-        command=command,
-        device=device,
-        parallel=parallel,
-        progress=make_progress(Console(stderr=True)) if parallel == 1 else None,
+        resolve_config(config, runs.settings),
+        PreparedData.open(runs.data),
+        runs.out,
+        seeds=seeds,
+        command=runs.command,
+        device=runs.device,
+        parallel=runs.parallel,
+        progress=make_progress(Console(stderr=True)) if runs.parallel == 1 else None,
     )
-    write_json(json, summary)
+    write_json(runs.json, summary)
     for name in [n for n in SHOWN if n in summary["mean"]] or list(summary["mean"]):
-        say(f"{name}: {summary['mean'][name]:.4f} ± {summary['std'][name]:.4f} over {len(numbers)} seeds")
+        say(f"{name}: {summary['mean'][name]:.4f} ± {summary['std'][name]:.4f} over {len(seeds)} seeds")
     for other in summary.get("baselines", []):
         shown = ", ".join(f"{n} {other['metrics'][n]:.4f}" for n in SHOWN if n in other["metrics"])
         say(f"beside it, {other['name']}: {shown}")
-    say(f"Written to {json}")
+    say(f"Written to {runs.json}")
 
 
-def _grid(
-    kind: str,
-    data: Path | None,
-    json: Path,
-    out: Path | None,
-    seeds: list[int] | None,
-    settings: list[str],
-    device: str,
-    parallel: int,
-    grid: Path | None,
-    max_minutes: float | None,
-    draw: bool,
-    command: str,
-) -> None:
+def _grid(kind: str, runs: _Runs, grid: Path | None, max_minutes: float | None, draw: bool) -> None:
     """Run an ablation or a scaling study as far as the time goes, and write and draw what is there."""
     from longview.errors import InputError
     from longview.evaluation.study_plots import draw_study
     from longview.files import write_json
     from longview.training.studies import load_study, run_cells, summary
 
-    if out is None:
+    if runs.out is None:
         raise InputError("a study needs --out, the directory of its cells; the same one goes on with it")
     file = grid or Path("configs") / f"study-{kind}.yaml"
-    study = load_study(file, settings, seeds)
+    study = load_study(file, runs.settings, runs.seeds)
     if study.kind != kind:
         raise InputError(f"{file}: is a study of kind {study.kind}; run `longview study {study.kind}` with it")
     if not draw:
-        done = run_cells(study, out, device=device, parallel=parallel, max_minutes=max_minutes, data=data, note=note)
+        done = run_cells(
+            study, runs.out, device=runs.device, parallel=runs.parallel, max_minutes=max_minutes, data=runs.data,
+            note=note,
+        )  # fmt: skip
         if done.stopped is not None:
             note(f"stopped ({done.stopped}) with {done.done} of {done.cells} cells; the same command goes on")
         if not done.done:
             return
-    result = summary(study, out, command=command)
-    write_json(json, result)
-    picture = json.with_suffix(".png")
+    result = summary(study, runs.out, command=runs.command)
+    write_json(runs.json, result)
+    picture = runs.json.with_suffix(".png")
     drawn = draw_study(picture, result)
     _say_ablation(result) if kind == "ablation" else _say_scaling(result)
-    say(f"Written to {json}" + (f" and {picture}" if drawn else "; a picture needs matplotlib (longview[plots])"))
+    say(f"Written to {runs.json}" + (f" and {picture}" if drawn else "; a picture needs matplotlib (longview[plots])"))
 
 
 def _say_ablation(result: dict[str, Any]) -> None:

@@ -41,5 +41,6 @@ class Meta(Config):
     split: SplitSpec = SplitSpec()
     fingerprint: str
     simulated: bool = False
+    repeats: bool = Field(default=False, description="items come again by design: evaluate with seen items kept in")
     columns: dict[str, Any] = {}
     card: dict[str, Any] = {}

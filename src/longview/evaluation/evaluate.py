@@ -42,7 +42,8 @@ def evaluate(
         data: the data set; its split says which events are targets.
         which: `validation` to select and stop early, `test` once a run.
         ks: the list lengths of HR@K, NDCG@K and MRR@K.
-        exclude_seen: leave out what the user has already had, other than the target itself (None: yes, the protocol).
+        exclude_seen: leave out what the user has already had, other than the target itself (None: yes, unless the data
+            set says that items come again by design, `Meta.repeats`).
         device: where batches go; by default where the model's parameters are.
         resamples: bootstrap resamples; 0 reports accuracy only, without intervals, groups and list metrics: the
             quick form for early stopping.
@@ -62,7 +63,7 @@ def evaluate(
     if not ks or min(ks) < 1:
         raise InputError(f"ks={list(ks)}: every K must be at least 1, and there must be one")
     begin = time.perf_counter()
-    exclude_seen = True if exclude_seen is None else exclude_seen
+    exclude_seen = not data.meta.repeats if exclude_seen is None else exclude_seen
     chosen = data.split.validation if which == "validation" else data.split.test
     ranks = rank_targets(
         model, data, chosen, device=device, exclude_seen=exclude_seen, list_length=LIST_LENGTH if resamples else 0

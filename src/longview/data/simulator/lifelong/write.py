@@ -96,6 +96,7 @@ def write_lifelong(
             split=spec,
             fingerprint=mark,
             simulated=True,
+            repeats=True,
             card={"simulator": "lifelong", "config": config.model_dump(mode="json")},
         )
         write_json(work / "meta.json", meta.model_dump(mode="json"))

@@ -1,0 +1,171 @@
+"""What a study is: a base, what is varied, on which data, with which seeds; and the cells that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from longview.config import Config, load_yaml, override, parse
+from longview.errors import InputError
+from longview.training.config import RunConfig, resolve_config
+
+Settings = dict[str, Any]  # dotted keys of a RunConfig, as after --set
+REFERENCE = "reference"
+NOT_IN_KEY = {"loop": ("seed", "tensorboard", "checkpoint_every_steps")}
+
+
+class StudyData(Config):
+    """Either a prepared data set, or the rules of a simulated one, which is then written beside the study."""
+
+    path: Path | None = Field(default=None, description="a prepared data set")
+    lifelong: Settings | None = Field(default=None, description="`longview simulate --kind lifelong`, its settings")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> StudyData:
+        if (self.path is None) == (self.lifelong is None):
+            raise ValueError("give either path or lifelong")
+        return self
+
+
+class ArmConfig(Config):
+    """One model of a scaling study. `depths` and `lengths` add to `model.layers` and `model.max_length`."""
+
+    settings: Settings = {}
+    depths: dict[int, Settings] = Field(default={}, description="settings for a depth in place of model.layers")
+    lengths: dict[int, Settings] = Field(default={}, description="further settings for a length")
+
+
+class StudyConfig(Config):
+    """A study. `parts` of an ablation: name → variant → settings; a variant without settings is the reference."""
+
+    kind: Literal["ablation", "scaling"]
+    name: str
+    data: StudyData
+    preset: str = "hstu-small"
+    settings: Settings = Field(default={}, description="of all cells, over the preset")
+    metric: str = "ndcg@10"
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    parts: dict[str, dict[str, Settings]] = {}
+    arms: dict[str, ArmConfig] = {}
+    lengths: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+    compare: tuple[str, str] | None = Field(default=None, description="arms: ratios are the second's over the first's")
+
+    @model_validator(mode="after")
+    def _whole(self) -> StudyConfig:
+        if self.kind == "ablation" and not self.parts:
+            raise ValueError("an ablation needs parts")
+        if self.kind == "scaling" and not (self.arms and self.lengths and self.depths):
+            raise ValueError("a scaling study needs arms, lengths and depths")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} repeat")
+        for name in self.compare or ():
+            if name not in self.arms:
+                raise ValueError(f"compare: no arm {name!r}")
+        return self
+
+    def cells(self) -> list[Cell]:
+        """Return the cells, all of one seed before the next, so that a study cut short is a study of fewer seeds.
+
+        Raises:
+            InputError: settings that are no configuration; the message names the cell.
+        """
+        kinds = list(self.kinds())
+        return [
+            Cell(labels, _with_seed(config, seed), seed, aliases)
+            for seed in self.seeds
+            for labels, config, aliases in _merged(kinds)
+        ]
+
+    def kinds(self) -> Iterator[tuple[dict[str, Any], RunConfig]]:
+        """Yield the labels and the configuration of everything that is compared, in order, without seeds."""
+        return self._ablation() if self.kind == "ablation" else self._scaling()
+
+    def _ablation(self) -> Iterator[tuple[dict[str, Any], RunConfig]]:
+        yield {"part": REFERENCE, "variant": REFERENCE}, self._resolve(REFERENCE, {})
+        for part, variants in self.parts.items():
+            for variant, settings in variants.items():
+                yield {"part": part, "variant": variant}, self._resolve(f"{part}: {variant}", settings)
+
+    def _scaling(self) -> Iterator[tuple[dict[str, Any], RunConfig]]:
+        for length in self.lengths:
+            for depth in self.depths:
+                for name, arm in self.arms.items():
+                    settings = {"model.max_length": length, **arm.settings}
+                    settings |= arm.depths.get(depth, {"model.layers": depth}) | arm.lengths.get(length, {})
+                    where = f"{name}, {length} events, {depth} layers"
+                    yield {"arm": name, "length": length, "depth": depth}, self._resolve(where, settings)
+
+    def _resolve(self, where: str, settings: Mapping[str, Any]) -> RunConfig:
+        assignments = [f"{key}={json.dumps(value)}" for key, value in {**self.settings, **settings}.items()]
+        try:
+            return resolve_config(self.preset, [*assignments, f"name={json.dumps(where)}"])
+        except InputError as error:
+            raise InputError(f"study {self.name!r}, {where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study: its `labels`, and those of other cells that are the same run."""
+
+    labels: dict[str, Any]
+    config: RunConfig
+    seed: int
+    aliases: tuple[dict[str, Any], ...] = ()
+
+    def key(self, fingerprint: str) -> str:
+        """Return what names the run: the same configuration, data and seed have the same key, in any study."""
+        values = _identity(self.config)
+        text = json.dumps([values, fingerprint, self.seed], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None) -> StudyConfig:
+    """Read a study from a YAML file; `overrides` (`key=value`) are settings of all cells.
+
+    Raises:
+        InputError: no such file, an unknown key, or a study that lacks something.
+    """
+    values = load_yaml(Path(path))
+    values = {"name": Path(path).stem, **values}
+    for assignment in overrides:
+        key, sign, _ = assignment.partition("=")
+        value: Any = override({}, [assignment])
+        for part in key.split(".") if sign else ():
+            value = value[part]
+        values["settings"] = {**values.get("settings", {}), key: value}
+    if seeds is not None:
+        values["seeds"] = list(seeds)
+    return parse(StudyConfig, values, str(path))
+
+
+def _with_seed(config: RunConfig, seed: int) -> RunConfig:
+    return config.model_copy(update={"loop": config.loop.model_copy(update={"seed": seed})})
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """Return what of a configuration decides its result, but the seed."""
+    values = config.model_dump(mode="json", exclude={"name"})
+    for group, keys in NOT_IN_KEY.items():
+        values[group] = {key: value for key, value in values[group].items() if key not in keys}
+    return values
+
+
+def _merged(
+    kinds: Sequence[tuple[dict[str, Any], RunConfig]],
+) -> list[tuple[dict[str, Any], RunConfig, tuple[dict[str, Any], ...]]]:
+    """Return each distinct configuration once, with the labels under which it occurs again."""
+    found: dict[str, tuple[dict[str, Any], RunConfig, list[dict[str, Any]]]] = {}
+    for labels, config in kinds:
+        mark = json.dumps(_identity(config), sort_keys=True)
+        if mark in found:
+            found[mark][2].append(labels)
+        else:
+            found[mark] = (labels, config, [])
+    return [(labels, config, tuple(aliases)) for labels, config, aliases in found.values()]

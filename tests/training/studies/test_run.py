@@ -1,0 +1,164 @@
+"""Running a study: every cell once, kept at once, stopped and gone on with, in one process or several."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longview.data.dataset import PreparedData
+from longview.errors import InputError
+from longview.models.flops import Lengths, training_flops
+from longview.training import InterruptedRunError
+from longview.training.interrupt import stop_requests
+from longview.training.studies import Records, StudyConfig, run, run_cells, summary
+from longview.training.studies.cell import run_cell, stop_after
+from tests.training.studies.conftest import ABLATION, SCALING
+
+Make = Callable[..., StudyConfig]
+
+
+@pytest.fixture(scope="session")
+def ablated(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Path]:
+    """An ablation on simulated data, run once."""
+    study = StudyConfig.model_validate({"name": "small", **ABLATION})
+    out = tmp_path_factory.mktemp("ablation") / "out"
+    done = run_cells(study, out)
+    assert (done.done, done.cells, done.stopped) == (6, 6, None)
+    return study, out
+
+
+def test_every_cell_has_quality_operations_and_time(ablated: tuple[StudyConfig, Path]) -> None:
+    study, out = ablated
+    records = Records(out / "cells.json")
+    assert records.data is not None
+    assert not records.data["exclude_seen"]  # items come again in this world
+    for cell in study.cells():
+        record = records.cells[cell.key(records.data["fingerprint"])]
+        assert record["seed"] == cell.seed
+        assert 0 <= record["metrics"]["ndcg@10"] <= 1
+        assert all(value > 0 for value in (*record["seconds"].values(), record["flops"]["request"]))
+        # 24 histories, cut to their newest 64 events.
+        step = training_flops(cell.config.model, [Lengths(64)] * 24, scored=9)
+        assert record["flops"]["training"] == step.total
+    assert not list((out / "runs").iterdir())
+
+
+def test_a_study_goes_on_where_it_was_killed(
+    ablated: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out = ablated
+    values = json.loads((out / "cells.json").read_text())
+    (gone, _) = values["cells"].popitem()
+    (tmp_path / "cells.json").write_text(json.dumps(values))
+    ran: list[Path] = []
+
+    def counted(config: Any, data: Any, directory: Path, **options: Any) -> Any:
+        ran.append(directory)
+        return run_cell(config, data, directory, **options)
+
+    monkeypatch.setattr(run, "run_cell", counted)
+    assert run_cells(study, tmp_path, data=out / "lifelong").done == 6
+    assert [path.name for path in ran] == [gone]
+    before = {k: v["ranks"] for k, v in Records(out / "cells.json").cells.items()}
+    assert {k: v["ranks"] for k, v in Records(tmp_path / "cells.json").cells.items()} == before
+
+
+def test_minutes_over_begin_no_cell(ablated: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    study, out = ablated
+    done = run_cells(study, tmp_path, data=out / "lifelong", max_minutes=0.01)
+    assert (done.done, done.stopped) == (0, "max_minutes")
+
+
+def test_a_cell_out_of_time_stops_at_a_checkpoint_and_goes_on(
+    ablated: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out = ablated
+    cell, data = study.cells()[0], PreparedData.open(out / "lifelong")
+
+    def at_once(*_: Any, **__: Any) -> Any:
+        raise InterruptedRunError("stopped")
+
+    monkeypatch.setattr("longview.training.studies.cell.train", at_once)
+    with pytest.raises(InterruptedRunError):
+        run_cell(cell.config, data, tmp_path / "run", device="cpu", seconds=100)
+    assert run_cells(study, tmp_path, data=out / "lifelong").stopped == "interrupted"
+
+
+def test_the_alarm_asks_training_and_nobody_else() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with stop_after(0.001):
+        signal.pause()  # the first alarm finds nobody who listens
+        with stop_requests() as stop_requested:
+            while not stop_requested():
+                signal.pause()
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_two_processes_come_to_the_same(ablated: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    study, out = ablated
+    half = study.model_copy(update={"seeds": (0,), "parts": {"mask": study.parts["mask"]}})
+    assert run_cells(half, tmp_path, data=out / "lifelong", parallel=2).done == 2
+    one, two = Records(out / "cells.json").cells, Records(tmp_path / "cells.json").cells
+    assert {key: record["ranks"] for key, record in two.items()} == {key: one[key]["ranks"] for key in two}
+
+
+def test_an_ablation_says_what_each_part_is_worth(ablated: tuple[StudyConfig, Path]) -> None:
+    result = summary(*ablated, command="make it")
+    assert result["complete"]
+    assert [one["cells_at_a_time"] for one in result["measured_on"]] == [1]
+    rows = {(row["part"], row["variant"]): row for row in result["rows"]}
+    assert list(rows)[:3] == [("reference", "reference"), ("mask", "prefix"), ("mask", "full")]
+    assert rows["mask", "prefix"]["difference"] == 0
+    assert rows["mask", "prefix"]["difference_interval"] == [0, 0]
+    assert rows["mask", "full"]["relative"]["flops"]["training"] > 1
+    low, high = rows["mask", "full"]["difference_interval"]
+    assert low <= rows["mask", "full"]["difference"] <= high
+    assert result["best_possible"]["64"] <= result["best_possible"]["all"]
+    assert sum(one["targets"] for one in rows["actions", "absent"]["components"].values()) == 24
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_a_summary_of_what_is_there_says_what_is_missing(ablated: tuple[StudyConfig, Path]) -> None:
+    study, out = ablated
+    more = study.model_copy(update={"seeds": (0, 1, 2)})
+    result = summary(more, out, command="")
+    assert (result["complete"], result["missing_cells"]) == (False, 3)
+
+
+def test_a_scaling_study_has_points_and_ratios(make_study: Make, ablated: Any, tmp_path: Path) -> None:
+    study = make_study(SCALING)
+    assert run_cells(study, tmp_path, data=ablated[1] / "lifelong").done == 8
+    result = summary(study, tmp_path, command="")
+    assert len(result["points"]) == 8
+    ratios = {(r["length"], r["depth"]): r for r in result["ratios"]["point_ratios"]}
+    assert ratios[64, 2]["training_flops"] > ratios[16, 2]["training_flops"] > 1
+    assert set(result["ratios"]["slope_ratio"]) == set(result["fits"]["HSTU"])
+    json.dumps(result, allow_nan=False)
+
+
+def test_other_data_are_not_mixed_in(ablated: tuple[StudyConfig, Path], tiny: PreparedData) -> None:
+    study, out = ablated
+    with pytest.raises(InputError, match=r"cells of lifelong.*the data are tiny.*another directory"):
+        run_cells(study, out, data=tiny.path)
+    other = study.model_copy(update={"data": study.data.model_copy(update={"lifelong": {"users": 9}})})
+    with pytest.raises(InputError, match="simulated by other rules"):
+        run_cells(other, out)
+
+
+def test_nothing_to_draw_is_said(make_study: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no cell of the study is there yet"):
+        summary(make_study(ABLATION), tmp_path, command="")
+
+
+def test_damaged_records_are_not_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "cells.json"
+    file.write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        Records(file)
+    assert file.read_text() == "{"
