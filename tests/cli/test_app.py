@@ -51,7 +51,7 @@ def test_python_m_longview_is_the_same_program() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["recomend"], "Did you mean 'recommend'?"),
+        (["recomend"], "Did you mean 'recommend'"),
         (["recommend"], "Missing argument 'RUN'"),
         (["recommend", "run", "-k", "many"], "-k"),
         (["recommend", "nowhere", "--user", "1"], "error: nowhere: no such directory"),

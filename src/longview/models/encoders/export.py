@@ -1,0 +1,121 @@
+"""An encoder as one program that takes bytes: preprocessing included, no Python of ours needed to run it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from longview.errors import InputError, LongviewError
+from longview.files import atomic_file
+from longview.models.encoders.encoder import ImageEncoder
+
+OPSET = 20
+TOLERANCE = 1e-4
+NEEDS_ONNX = "ONNX export needs more libraries: pip install 'longview[export]'"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: `path`; the (channels, height, width) tried; the largest difference from the encoder.
+
+    `difference` is None where nothing here runs the program (ONNX without onnxruntime).
+    """
+
+    path: Path
+    image: tuple[int, int, int]
+    difference: float | None
+
+
+def export_program(encoder: ImageEncoder, image: tuple[int, int, int]) -> ExportedProgram:
+    """Return the program from images (B, channels, H, W) uint8 to embeddings (B, dimension) float32.
+
+    A batch may have any number of images, of 8 to 8,192 pixels a side; `image` (channels, height, width) is one to try.
+    The encoder is exported in eval mode on the CPU and left as it was.
+    """
+    was, device = encoder.training, next(encoder.parameters()).device
+    sample = torch.randint(0, 256, (2, *image), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shape = {0: Dim("batch"), 2: Dim("height", min=8, max=1 << 13), 3: Dim("width", min=8, max=1 << 13)}
+    try:
+        with torch.no_grad():
+            return torch.export.export(_Eval(encoder.eval().cpu()), (sample,), dynamic_shapes=(shape,))
+    finally:
+        encoder.to(device).train(was)
+
+
+def export_encoder(
+    encoder: ImageEncoder, path: str | Path, image: tuple[int, int, int], *, kind: Literal["torch", "onnx"] = "torch"
+) -> Exported:
+    """Write `encoder` as one file and check that the file gives the encoder's embeddings.
+
+    Args:
+        encoder: any; it is exported as it embeds, in eval mode.
+        path: the file: `.pt2` for `torch.export.load`, or `.onnx`.
+        image: (channels, height, width) of an image to try it with.
+        kind: `torch` (torch.export) or `onnx`, whose input is called `images` and whose output `embeddings`.
+
+    Raises:
+        InputError: ONNX without its libraries.
+        LongviewError: the written program gives other embeddings.
+    """
+    path = Path(path)
+    if kind == "onnx" and not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
+        raise InputError(NEEDS_ONNX)
+    program = export_program(encoder, image)
+    images = torch.randint(0, 256, (3, *image), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with atomic_file(path) as work:
+        if kind == "torch":
+            with work.open("wb") as file:
+                torch.export.save(program, file)
+            with work.open("rb") as file:
+                found: Tensor | None = torch.export.load(file).module()(images)
+        else:
+            found = _write_onnx(program, work, images)
+        difference = None if found is None else _difference(encoder, images, found)
+        if difference is not None and not difference <= TOLERANCE:
+            raise LongviewError(
+                f"{path}: not written, as the exported program gives other embeddings (by {difference:.2g}); "
+                "please report it with the encoder's config"
+            )
+    return Exported(path, image, difference)
+
+
+class _Eval(nn.Module):
+    """The encoder's computation, without its modes."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.preprocess, self.backbone, self.head = encoder.preprocess, encoder.backbone, encoder.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(self.preprocess(images)))  # type: ignore[no-any-return]
+
+
+def _difference(encoder: ImageEncoder, images: Tensor, found: Tensor) -> float:
+    """Return the largest difference of `found` from the encoder's embeddings, as a share of their largest value."""
+    was, device = encoder.training, next(encoder.parameters()).device
+    try:
+        with torch.no_grad():
+            expected = encoder.eval()(images.to(device)).cpu()
+    finally:
+        encoder.train(was)
+    return float((found.detach() - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+
+
+def _write_onnx(program: ExportedProgram, file: Path, images: Tensor) -> Tensor | None:
+    """Write `program` to `file`; return what onnxruntime makes of `images`, or None where that is not installed."""
+    onnx = torch.onnx.export(
+        program, dynamo=True, input_names=["images"], output_names=["embeddings"], opset_version=OPSET
+    )
+    assert onnx is not None
+    onnx.save(str(file), external_data=False)
+    if not importlib.util.find_spec("onnxruntime"):
+        return None
+    session = importlib.import_module("onnxruntime").InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["embeddings"], {"images": images.numpy()})[0])
