@@ -165,3 +165,38 @@ def test_an_interrupted_training_says_where_the_checkpoint_is(
     result = longview("train", trained.data, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert result.stderr == "the checkpoint is in there\n"
+
+
+def test_evaluate_with_seen_items_kept_in(longview: Longview, trained: TrainedRun) -> None:
+    shown = {
+        option: json.loads(longview("evaluate", trained.run, "--json", *option).stdout)["reports"]
+        for option in ((), ("--exclude-seen",), ("--include-seen",))
+    }
+    assert shown[()][0]["metrics"] == shown["--exclude-seen",][0]["metrics"]
+    assert all(not report["exclude_seen"] for report in shown["--include-seen",])  # the baselines too
+    assert "history kept in" in shown["--include-seen",][0]["protocol"]
+    assert shown["--include-seen",][0]["metrics"]["hr@10"] < shown[()][0]["metrics"]["hr@10"]
+
+
+@pytest.mark.parametrize(("name", "limit"), [("int8", 0.02), ("int4", 0.2)])
+def test_evaluate_says_what_a_quantised_item_table_moves(
+    longview: Longview, trained: TrainedRun, name: str, limit: float
+) -> None:
+    document = json.loads(longview("evaluate", trained.run, "--no-baselines", "--tables", name, "--json").stdout)
+    full, quantised = document["reports"]
+    assert quantised["name"] == f"{full['name']}, {name} items"
+    found = document["quantised"]
+    moved = found["drift"]["ndcg@10"]
+    assert moved["full"] == full["metrics"]["ndcg@10"]
+    assert moved["difference"] == pytest.approx(quantised["metrics"]["ndcg@10"] - moved["full"])
+    assert abs(moved["relative"]) <= limit
+    assert found["full_bytes"] == 80 * 16 * 4
+    shown = longview("evaluate", trained.run, "--no-baselines", "--tables", name)
+    assert f"{name} item table, " in shown.stdout
+    assert "ndcg@10 " in shown.stdout.splitlines()[-1]
+
+
+def test_tables_of_other_widths_are_refused(longview: Longview, trained: TrainedRun) -> None:
+    result = longview("evaluate", trained.run, "--tables", "int3")
+    assert result.exit_code == 2
+    assert "tables 'int3', did you mean 'int" in result.stderr or "choose int8 or int4" in result.stderr

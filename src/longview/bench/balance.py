@@ -157,7 +157,7 @@ def _figures(steps: list[list[Rows]], model: StepTime) -> dict[str, Any]:
         **_spread(loads),
         "tokens_a_history": round(tokens / sum(len(kept) for ranks in steps for kept in ranks), 1),
         "mean_load": float(loads.mean()),
-        "tokens_per_second": round(tokens / seconds),
+        "tokens_per_second": tokens / seconds,
     }
 
 
@@ -219,7 +219,7 @@ def _measure(folder: Path, data: PreparedData, rounds: int) -> dict[str, Any]:
             "load": _spread(loads),
             "seconds_a_step": round(float(np.median(wall.max(axis=1))), 4),
             "tokens_a_step": round(float(tokens.sum(axis=1).mean())),
-            "tokens_per_second": round(float(tokens.sum() / wall.max(axis=1).sum())),
+            "tokens_per_second": float(tokens.sum() / wall.max(axis=1).sum()),
         }
     plain, balanced = (found[policy]["tokens_per_second"] for policy in ("plain", "balanced"))
     return {

@@ -15,6 +15,7 @@ from longview.cli.bench import bench_app
 from longview.cli.config import config_command
 from longview.cli.demo import demo_command
 from longview.cli.doctor import doctor_command
+from longview.cli.embed import embed_command
 from longview.cli.evaluate import evaluate_command
 from longview.cli.output import note
 from longview.cli.prepare import prepare_command
@@ -110,6 +111,7 @@ for name, command, summary in (
     ("evaluate", evaluate_command, "How good a model is, beside baselines"),
     ("recommend", recommend_command, "What to show to whom"),
     ("similar", similar_command, "The items nearest to an item"),
+    ("embed", embed_command, "Images become vectors"),
     ("simulate", simulate_command, "Write a simulated log"),
     ("study", study_command, "One configuration, several seeds, one result"),
     ("config", config_command, "Presets and all of their settings"),

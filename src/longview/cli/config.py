@@ -17,9 +17,10 @@ def config_command(
 ) -> None:
     """List the presets, or print every setting of one as YAML: a file to edit and pass to `train --config`."""
     from longview.training.config import preset_names, resolve_config
+    from longview.training.images import image_preset_names, resolve_image_config
 
     if name is None:
-        names = preset_names()
+        names = [*preset_names(), *image_preset_names()]
         if json:
             emit_json(names)
         else:
@@ -27,7 +28,8 @@ def config_command(
             if sys.stdout.isatty():
                 say("\nSee one with `longview config NAME`; keep it with `longview config NAME > mine.yaml`.")
         return
-    values = resolve_config(name, set_ or []).model_dump(mode="json")
+    resolve = resolve_image_config if name in image_preset_names() else resolve_config
+    values = resolve(name, set_ or []).model_dump(mode="json")
     if json:
         emit_json(values)
         return

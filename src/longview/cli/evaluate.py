@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from longview.cli.output import emit_json, note, say
 
 if TYPE_CHECKING:
+    import torch
+
+    from longview.data.dataset import PreparedData
     from longview.evaluation.evaluate import Which
+    from longview.evaluation.quantised import QuantisedItems
+    from longview.training.goals import Goal
+
+SHOWN = ("hr@10", "ndcg@10", "ne", "auc", "gauc")
 
 
 def evaluate_command(
@@ -20,33 +28,87 @@ def evaluate_command(
     data: Annotated[Path | None, typer.Option(help="The prepared data set, if it has moved since training.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    include_seen: Annotated[
+        bool | None,
+        typer.Option(
+            "--include-seen/--exclude-seen",
+            help="Rank items of the user's history too. [default: as the data set says; nearly always exclude]",
+        ),
+    ] = None,
+    tables: Annotated[
+        str | None, typer.Option(metavar="int8|int4", help="Also evaluate with a quantised item table: its drift.")
+    ] = None,
 ) -> None:
     """Show how good the model is at what it was trained for, beside the baselines.
 
     Retrieval: every target ranked among the whole catalogue. Ranking: what was predicted of every candidate.
+    Figures with and without seen items are not comparable.
     """
+    from longview.cli.images import evaluate_on_images, refuse
     from longview.cli.reports import show_reports
+    from longview.evaluation.quantised import QuantisedItems
     from longview.serving.recommender import Recommender
     from longview.training.goals import Baselines, make_goal
+    from longview.training.images import is_image_run
 
+    if is_image_run(run):
+        refuse(include_seen=include_seen, tables=tables)
+        evaluate_on_images(run, split, baselines=baselines, data=data, device=device, json=json)
+        return
     recommender = Recommender.load(run, data=data, device=device)
     loaded = recommender.run
     assert loaded is not None, "it has just been loaded"
-    goal = make_goal(loaded.config, recommender.data, loaded.schema, loaded.tasks)
+    quantised = None if tables is None else QuantisedItems.of(loaded.model, tables)
+    goal = make_goal(loaded.config, _with_seen(recommender.data, include_seen), loaded.schema, loaded.tasks)
     which = cast("Which", split)  # evaluation checks it
     own = goal.reports(loaded.model, which, recommender.device)
+    drifts, others_of_own = _quantised(quantised, goal, own, which, recommender.device)
     others = goal.baselines(which, lambda name: note(f"evaluating {name}")) if baselines else [Baselines()] * len(own)
-    parts = [[report, *other.reports] for report, other in zip(own, others, strict=True)]
+    parts = [[report, *also, *other.reports] for report, also, other in zip(own, others_of_own, others, strict=True)]
     if json:
         documents = [
-            {"reports": [r.to_dict() for r in reports], "skipped": other.skipped}
-            for reports, other in zip(parts, others, strict=True)
+            {"reports": [r.to_dict() for r in reports], "skipped": other.skipped, **drift}
+            for reports, other, drift in zip(parts, others, drifts, strict=True)
         ]
         emit_json({**documents[0], **({"further": documents[1:]} if documents[1:] else {})})
         return
-    for number, (reports, other) in enumerate(zip(parts, others, strict=True)):
+    for number, (reports, other, drift) in enumerate(zip(parts, others, drifts, strict=True)):
         if number:
             say()
         show_reports(reports)
+        if drift:
+            _say_drift(drift["quantised"])
         for name, reason in other.skipped.items():
             note(f"{name} skipped: {reason}")
+
+
+def _with_seen(data: PreparedData, include_seen: bool | None) -> PreparedData:
+    """Return the data with seen items in or out of rankings, as asked, or as they say themselves."""
+    if include_seen is None:
+        return data
+    return replace(data, meta=data.meta.model_copy(update={"repeats": include_seen}))
+
+
+def _quantised(
+    quantised: QuantisedItems | None, goal: Goal, own: list[Any], which: Which, device: torch.device
+) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """Return, for each report, what the quantised table moved, and the report with it; nothing where none is asked."""
+    if quantised is None:
+        return [{} for _ in own], [[] for _ in own]
+    note(f"evaluating with an {quantised.name} item table")
+    found = [
+        replace(report, name=f"{report.name}, {quantised.name} items")
+        for report in goal.reports(quantised.model, which, device)
+    ]
+    pairs = list(zip(own, found, strict=True))
+    return [{"quantised": quantised.describe(a.metrics, b.metrics)} for a, b in pairs], [[b] for _, b in pairs]
+
+
+def _say_drift(found: dict[str, Any]) -> None:
+    moved = {n: found["drift"][n] for n in SHOWN if n in found["drift"]} or found["drift"]
+    parts = [
+        f"{name} {one['difference']:+.4f}" + ("" if one["relative"] is None else f" ({one['relative']:+.2%})")
+        for name, one in moved.items()
+    ]
+    size = found["bytes"] / found["full_bytes"]
+    say(f"\n{found['tables']} item table, {size:.0%} of the bytes of the trained one: {', '.join(parts)}")

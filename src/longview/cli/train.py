@@ -21,7 +21,10 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Directory of the run: model, checkpoint, result card.")],
     config: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE.yaml", help=f"Preset (see `longview config`) or file. [default: {DEFAULT}]"),
+        typer.Option(
+            metavar="NAME|FILE.yaml",
+            help=f"Preset (see `longview config`) or file. [default: {DEFAULT}; images: image-small]",
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -35,12 +38,19 @@ def train_command(
     """Train a model, keep what is best on validation, evaluate it once on test. Ctrl-C leaves a checkpoint."""
     from rich.console import Console
 
+    from longview.cli.images import train_on_images
     from longview.cli.reports import show_reports
     from longview.data.dataset import PreparedData
+    from longview.data.images.imageset import is_image_set
     from longview.training import train
     from longview.training.distributed import speaks
     from longview.training.progress import make_progress
 
+    if is_image_set(data):
+        train_on_images(
+            data, out, config, set_ or [], resume=resume, device=device, baselines=baselines, json=json
+        )  # fmt: skip
+        return
     chosen = _config(config, set_ or [], out, resume)
     result = train(
         chosen,

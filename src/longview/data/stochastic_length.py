@@ -232,7 +232,9 @@ def fit_step_time(lengths: Sequence[Rows], seconds: Sequence[float], gamma: floa
         raise InputError(f"{len(lengths)} steps and {len(taken)} times: expected as many, and at least {needed}")
     if not (np.isfinite(taken).all() and (taken > 0).all()):
         raise InputError("times of steps must be positive")
-    found = [_fit(lengths, taken, g) for g in ([gamma] if gamma is not None else np.arange(0.5, 3.0005, 0.002).tolist())]
+    found = [
+        _fit(lengths, taken, g) for g in ([gamma] if gamma is not None else np.arange(0.5, 3.0005, 0.002).tolist())
+    ]
     if found[0] is None:
         raise InputError("all steps have the same load, so what a load costs cannot be told: vary the lengths")
     return min((f for f in found if f is not None), key=lambda pair: pair[0])[1]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from longview.data.batches import JaggedBatch
 from longview.errors import LongviewError
 from longview.evaluation.impression_report import lower_is_better
 from longview.training.config import LoopConfig
 from longview.training.distributed import agreed_time, total
-from longview.training.goals import Batches
 from longview.training.log import RunLog
 from longview.training.progress import Status, TrainingProgress, memory_in_use
 from longview.training.state import LoopState
-from longview.training.trainer import Trainer
 
 CHECKPOINT_SECONDS = 10.0  # short epochs share a checkpoint: what a kill can cost stays under this
 READ_EVERY = 20  # steps between looks at the losses on an accelerator, where each look waits for the device
@@ -26,6 +24,29 @@ READ_EVERY = 20  # steps between looks at the losses on an accelerator, where ea
 
 class DivergenceError(LongviewError):
     """The loss stopped being a number."""
+
+
+class StepTrainer(Protocol):
+    """What does a step; `Trainer` for logs. `rate` is the learning rate of the last step."""
+
+    device: torch.device
+    rate: float
+
+    def step(self, batch: Any, number: int) -> tuple[Tensor, Tensor]:
+        """Train on `batch`, step `number` of the run (from 0); return its loss and gradient norm, unread."""
+        ...
+
+
+class StepBatches(Protocol):
+    """Training batches, each with `num_tokens`, which weighs its loss; an epoch can be entered at any step."""
+
+    def steps(self, epoch: int) -> int:
+        """Return the number of batches of `epoch`."""
+        ...
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Any]:
+        """Yield the batches of `epoch` from `first_step` on."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,13 +64,13 @@ class Hooks:
 
 
 class Loop:
-    """Runs a `Trainer` over `batches` from `state` on until a reason to stop, which `state.stopped` then names."""
+    """Runs a trainer over `batches` from `state` on until a reason to stop, which `state.stopped` then names."""
 
     def __init__(
         self,
         config: LoopConfig,
-        trainer: Trainer,
-        batches: Batches,
+        trainer: StepTrainer,
+        batches: StepBatches,
         state: LoopState,
         *,
         hooks: Hooks,
@@ -104,7 +125,7 @@ class Loop:
                 self.hooks.checkpoint()
         self._show(steps)
 
-    def _step(self, batch: JaggedBatch, steps: int) -> None:
+    def _step(self, batch: Any, steps: int) -> None:
         state = self.state
         loss, norm = self.trainer.step(batch, state.total_steps)
         self._unread.append((loss, norm, int(total(batch.num_tokens))))

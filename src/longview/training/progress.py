@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 LINE_SECONDS = 10.0  # between plain lines within an epoch
-SHOWN = ("hr@10", "ndcg@10", "mrr", "ne", "auc", "gauc")  # of a validation, in its line
+SHOWN = ("hr@10", "ndcg@10", "recall@1", "map@r", "mrr", "ne", "auc", "gauc")  # of a validation, in its line
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,11 @@ def train(
     out = Path(out)
     goal = make_goal(config, data)
     goal.check()
-    with distributed.process_group(_device(device)) as device:
+    with distributed.process_group(device_named(device)) as device:
         distributed.check_processes(config)
         distributed.on_main(lambda: _check(config, data, out, resume))
         progress = (progress if distributed.is_main() else None) or TrainingProgress()
-        with _reproducible(config.loop.seed, device), progress:
+        with reproducible(config.loop.seed, device), progress:
             run = _Run(config, data, goal, out, device, progress)
             if resume:
                 run.resume()
@@ -228,7 +228,12 @@ def _check(config: RunConfig, data: PreparedData, out: Path, resume: bool) -> No
         )
 
 
-def _device(name: str | torch.device) -> torch.device:
+def device_named(name: str | torch.device) -> torch.device:
+    """Return the device of a name.
+
+    Raises:
+        InputError: no such device, or none here.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -239,7 +244,7 @@ def _device(name: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
+def reproducible(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the random streams for the block and give the caller's back; deterministic algorithms on a CPU."""
     before = torch.are_deterministic_algorithms_enabled()
     memory: Any = deterministic

@@ -195,9 +195,11 @@ def read_config(path: Path) -> RunConfig:
     """Return the configuration of the run directory `path`.
 
     Raises:
-        InputError: missing, damaged, of another version, or with an unknown key.
+        InputError: missing, damaged, of another version or of images, or with an unknown key.
     """
     values = read_json(path / "config.json")
+    if values.get("task") == "images":
+        raise InputError(f"{path}: a run on images, not on logs: use `longview evaluate` or `longview embed`")
     return parse(RunConfig, {k: v for k, v in values.items() if k != "schema_version"}, str(path / "config.json"))
 
 

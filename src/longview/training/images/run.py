@@ -1,0 +1,253 @@
+"""Train an image encoder on a prepared set of images and write its run directory."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longview.data.images import ImageSet
+from longview.errors import InputError, suggestion
+from longview.evaluation.curves import draw, learning
+from longview.evaluation.environment import environment
+from longview.files import write_json
+from longview.metric_learning.diagnostics_plot import draw_drift
+from longview.models.encoders import save_encoder
+from longview.models.encoders.files import WEIGHTS, load_encoder_weights
+from longview.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from longview.training.images.card import write_image_card
+from longview.training.images.config import ImageRunConfig
+from longview.training.images.drift import diagnostics_state, restore_diagnostics, watch_memory
+from longview.training.images.report import pixel_baseline, report_of, validation_metrics
+from longview.training.images.result import ImageTrainingResult
+from longview.training.images.rundir import (
+    ENCODER,
+    check_images,
+    describe_images,
+    read_image_config,
+    start_image_run,
+)
+from longview.training.images.trainer import ImageTrainer
+from longview.training.images.views import TrainingBatches, Views, framing_of
+from longview.training.interrupt import stop_requests
+from longview.training.log import RunLog
+from longview.training.loop import Hooks, Loop
+from longview.training.progress import TrainingProgress
+from longview.training.run import MAY_CHANGE, InterruptedRunError, device_named, reproducible
+from longview.training.rundir import read_json
+from longview.training.state import LoopState
+
+
+def train_images(
+    config: ImageRunConfig,
+    images: ImageSet,
+    out: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    resume: bool = False,
+    progress: TrainingProgress | None = None,
+    baselines: bool = False,
+) -> ImageTrainingResult:
+    """Train the encoder of `config` on `images`, keep the weights best on held-out classes, and evaluate them on test.
+
+    The run directory `out` is a model directory from the first evaluation on. On a CPU the result depends on
+    `config`, `images` and the number of threads alone, resumed or not, the memory included.
+
+    Args:
+        config: from `resolve_image_config`.
+        images: the data set.
+        out: a new or empty directory, or with `resume` the run to go on with.
+        device: where to train.
+        resume: continue from the last checkpoint; epochs, patience and minutes may have been raised meanwhile.
+        progress: what to show; by default nothing.
+        baselines: also evaluate the pixels themselves on test, for the card.
+
+    Raises:
+        InputError: a directory in use, nothing to resume, another config or data set than before, fewer classes than
+            a batch wants, no images to evaluate on, an unknown metric or device.
+        DivergenceError: the loss is no longer a number.
+        InterruptedRunError: a signal asked to stop; a checkpoint has been written.
+
+    Example:
+        >>> config = resolve_image_config("image-small")  # doctest: +SKIP
+        >>> train_images(config, ImageSet.open("data/omniglot"), "runs/omniglot").metrics["recall@1"]  # doctest: +SKIP
+    """
+    out, progress, place = Path(out), progress or TrainingProgress(), device_named(device)
+    _check_directory(config, images, out, resume)
+    views = Views.of(images, config.data)
+    _check(config, images, views)
+    with reproducible(config.loop.seed, place), progress:
+        run = _Run(config, images, views, out, place, progress)
+        try:
+            if resume:
+                run.resume()
+            else:
+                start_image_run(out, config, images, run.framing)
+            run.train()
+            return run.finish(baselines)
+        finally:
+            run.batches.batches.close()
+
+
+class _Run:
+    """The parts of one call of `train_images`."""
+
+    def __init__(
+        self,
+        config: ImageRunConfig,
+        images: ImageSet,
+        views: Views,
+        out: Path,
+        device: torch.device,
+        progress: TrainingProgress,
+    ) -> None:
+        self.config, self.images, self.views, self.out = config, images, views, out
+        self.device, self.progress, self.state = device, progress, LoopState()
+        encoder = config.encoder.build()
+        self.framing = framing_of(config, encoder, images)
+        self.batches = TrainingBatches(views.train, config, self.framing)
+        self.trainer = ImageTrainer(config, encoder, device=device, steps_per_epoch=self.batches.steps(0))
+        watch_memory(self.trainer, views.train, self.framing)
+        self.log = RunLog(out, tensorboard=config.loop.tensorboard)
+        self.notes = [note for note in (self.trainer.precision_note,) if note]
+        if views.held_out:
+            self.notes.append(
+                f"{views.held_out} of {images.train.num_classes} training classes were held out to choose the epoch by"
+            )
+        if self.batches.sampler.skipped:
+            self.notes.append(
+                f"{self.batches.sampler.skipped} training images are the only ones of their class: left out"
+            )
+
+    def resume(self) -> None:
+        """Load the last checkpoint, and take the log back to it."""
+        path = latest_checkpoint(self.out / "checkpoint")
+        if path is None:
+            self.log.rewind(-1)
+            self.progress.note(f"{self.out} has no checkpoint yet: starting from the beginning")
+            return
+        tensors, values = load_checkpoint(path)
+        self.trainer.load_tensors(tensors)
+        restore_diagnostics(self.trainer.diagnostics, tensors, values["drift"], self.device)
+        self.state = LoopState.from_dict(values["state"])
+        self.log.rewind(self.state.total_steps)
+        self.progress.note(f"resuming at epoch {self.state.epoch + 1}, step {self.state.step + 1} from {path}")
+
+    def train(self) -> None:
+        """Run the loop, with signals turned into a checkpoint."""
+        for note in self.notes:
+            self.progress.note(note)
+        self.log.write("start", self.state.total_steps, **environment(), device=str(self.device), notes=self.notes)
+        with stop_requests() as stop_requested:
+            hooks = Hooks(self._validate, self._keep_best, self._checkpoint, stop_requested)
+            Loop(
+                self.config.loop, self.trainer, self.batches, self.state,
+                hooks=hooks, log=self.log, progress=self.progress,
+            ).run()  # fmt: skip
+        self.log.write("stop", self.state.total_steps, reason=self.state.stopped)
+        self.log.close()
+        if self.state.stopped == "interrupted":
+            raise InterruptedRunError(
+                f"stopped after epoch {self.state.epoch + 1}, step {self.state.step}; the checkpoint is in "
+                f"{self.out / 'checkpoint'}. To go on: the same command with --resume (resume=True in Python)"
+            )
+
+    def finish(self, baselines: bool) -> ImageTrainingResult:
+        """Evaluate the best weights, on test for the first and only time, and write the result."""
+        encoder = self.trainer.encoder
+        load_encoder_weights(self.out / ENCODER / WEIGHTS, encoder)
+        self.progress.note("evaluating the best weights on test" + (", and the pixels" if baselines else ""))
+        report = partial(report_of, encoder, self.images, self.framing, self.config, device=self.device)
+        compared, skipped = pixel_baseline(self.images, self.framing, self.config) if baselines else ([], {})
+        diagnostics = self.trainer.diagnostics
+        records = [] if diagnostics is None else diagnostics.records
+        result = ImageTrainingResult(
+            out=self.out,
+            config=self.config,
+            state=self.state,
+            test=report("test", picture=self.out / "gallery.png"),
+            validation=report("validation") if len(self.views.validation) else None,
+            baselines=compared,
+            skipped=skipped,
+            drift=records[-1] if records else None,
+            environment={**environment(), "device": str(self.device)},
+            data=describe_images(self.images),
+            notes=[*self.notes, *([] if diagnostics is None else diagnostics.warnings)],
+        )
+        self._pictures(result.to_dict())
+        write_image_card(self.out, result.to_dict())
+        return result
+
+    def _pictures(self, result: dict[str, Any]) -> None:
+        panel = partial(learning, result=result)
+        drawn = draw(self.out / "curves.png", [panel], f"{result['name']} on {result['test']['data']}")
+        diagnostics = self.trainer.diagnostics
+        if diagnostics is None:
+            return
+        report = diagnostics.report()
+        write_json(self.out / "drift.json", report)
+        if drawn and any(record["by_age"] for record in report["records"]):
+            draw_drift(self.out / "drift.png", report)
+
+    def _validate(self) -> dict[str, float]:
+        found = {"latest": float(self.state.epoch)} if self.config.loop.metric == "latest" else {}
+        if len(self.views.validation):
+            found |= validation_metrics(
+                self.trainer.encoder, self.views.validation, self.framing, self.config, self.device
+            )
+        return found
+
+    def _keep_best(self) -> None:
+        save_encoder(self.out / ENCODER, self.trainer.encoder)
+
+    def _checkpoint(self) -> None:
+        tensors, drift = diagnostics_state(self.trainer.diagnostics)
+        values = {"state": self.state.to_dict(), "fingerprint": self.images.fingerprint, "drift": drift}
+        save_checkpoint(self.out / "checkpoint", self.state.total_steps, self.trainer.tensors() | tensors, values)
+
+
+def _check(config: ImageRunConfig, images: ImageSet, views: Views) -> None:
+    """Refuse what would only fail after training."""
+    if not len(images.query) or not len(images.gallery):
+        raise InputError(
+            f"{images.path}: no images to evaluate on (split test, or query and gallery); prepare the images with some "
+            "classes held out (test_classes)"
+        )
+    names = ["latest"]
+    if len(views.validation):
+        names += [*(f"recall@{k}" for k in config.evaluation.recall_at), "map@r", "r_precision", "mrr"]
+    metric = config.loop.metric
+    if metric not in names:
+        why = "" if len(views.validation) else " (no classes are held out: data.validation_classes is 0)"
+        raise InputError(f"loop.metric {metric!r}{suggestion(metric, names)}: one of {', '.join(names)}{why}")
+
+
+def _check_directory(config: ImageRunConfig, images: ImageSet, out: Path, resume: bool) -> None:
+    """Refuse several processes, a directory in use, or a run that cannot go on with this config and data set."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("images train on one process so far: start `longview train` without torchrun")
+    if not resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            remedy = ", or go on with it by --resume" if (out / "config.json").exists() else ", or empty it"
+            raise InputError(f"{out} already exists; choose another directory{remedy}")
+        return
+    if not (out / "config.json").exists():
+        raise InputError(f"{out}: there is no run to resume; train without --resume")
+    check_images(out, read_json(out / "data.json"), images)
+    before, now = (c.model_dump(mode="json") for c in (read_image_config(out), config))
+    changed = []
+    for group in [key for key in now if key != "name"]:
+        one, other = (x[group] if isinstance(x[group], dict) else {"": x[group]} for x in (before, now))
+        changed += [
+            f"{group}.{key}".rstrip(".")
+            for key in sorted(one.keys() | other.keys())
+            if one.get(key) != other.get(key) and not (group == "loop" and key in MAY_CHANGE)
+        ]
+    if changed:
+        raise InputError(
+            f"{out}: resuming needs the configuration the run began with, but {', '.join(changed)} differ; "
+            f"leave them alone or train in another directory (these may change: {', '.join(sorted(MAY_CHANGE))})"
+        )

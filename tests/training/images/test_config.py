@@ -1,0 +1,57 @@
+"""A configuration of images: presets, and what is refused before anything is read."""
+
+from __future__ import annotations
+
+import pytest
+
+from longview.errors import InputError
+from longview.training.images import image_preset_names, resolve_image_config
+
+
+@pytest.mark.parametrize("name", image_preset_names())
+def test_presets_are_whole(name: str) -> None:
+    config = resolve_image_config(name)
+    assert config.name == name
+    config.encoder.build()
+    config.loss.build()
+    if config.memory is not None:
+        config.memory.of_width(8).build()
+
+
+@pytest.mark.parametrize("kind", ["none", "xbn", "axbn", "moving-average"])
+def test_drift_is_chosen_by_name(kind: str) -> None:
+    memory = resolve_image_config("image-small", [f"memory.drift.kind={kind}"]).memory
+    assert memory is not None
+    assert memory.of_width(4).drift.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("memory.capacity=63", "memory.capacity 63 is less than a batch of 64"),
+        ("sampler.clases_per_batch=4", "did you mean 'classes_per_batch'"),
+        ("optimiser.average_decay=0.9", "optimiser.average_decay is of runs on logs"),
+        ("optimiser.tables=rowwise", "of runs on logs"),
+        ("loop.graphs=on", "of runs on logs"),
+        ("loss.kind=contrastiv", "loss.kind"),
+    ],
+)
+def test_what_cannot_be_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_image_config("image-small", [setting])
+
+
+def test_a_memory_before_l2_needs_a_head_that_does_not_normalise() -> None:
+    with pytest.raises(InputError, match=r"before-l2 needs encoder\.head\.normalise false"):
+        resolve_image_config("image-small", ["memory.space=before-l2", "encoder.head.normalise=true"])
+
+
+def test_a_setting_that_the_loss_does_not_have_is_refused() -> None:
+    config = resolve_image_config("image-small", ["loss.settings.margin=0.2"])
+    with pytest.raises(InputError, match=r"loss\.settings: unknown key 'margin'.*negative_margin"):
+        config.loss.build()
+
+
+def test_an_unknown_preset_is_named_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"no preset 'image-smal' for images \(did you mean 'image-small'"):
+        resolve_image_config("image-smal")
