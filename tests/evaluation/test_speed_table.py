@@ -90,3 +90,21 @@ def test_load_spread_at_one_batch_size(tmp_path: Path) -> None:
     made = speed_table(tmp_path)
     assert made.count("load spread") == 1
     assert "| **2.9%, +12.7% throughput** | plain: 15.7%; whole histories: 20.0% |" in made
+
+
+def test_losses_over_a_memory_and_what_a_step_costs(tmp_path: Path) -> None:
+    row = {"median_ms": 13.975, "extra_mib": 8.4}
+    providers = {"contrastive": row, "chunked torch": {"median_ms": 35.658, "extra_mib": 61.8}}
+    setting = {"batch": 64, "rows": 59551, "width": 128, "dtype": "float32", "providers": providers}
+    losses = {"benchmark": "losses over batch × memory, cpu", "settings": [setting], "environment": ENVIRONMENT}
+    (tmp_path / "losses.json").write_text(json.dumps({**losses, "command": "losses"}))
+    times = {
+        name: {"median_ms": value}
+        for name, value in (("no memory", 44.7), ("XBM", 51.9), ("XBN", 54.1), ("AXBN", 54.7))
+    }
+    step = {"batch": 64, "memory": 10000, "width": 128, "providers": times}
+    steps = {"benchmark": "training step with an embedding memory on a CPU", "settings": [step]}
+    (tmp_path / "step.json").write_text(json.dumps({**steps, "environment": ENVIRONMENT, "command": "step"}))
+    made = speed_table(tmp_path)
+    assert "float32, forward and backward | **13.97 ms, 8 MiB** | InfoNCE, chunked torch: 35.66 ms, 62 MiB |" in made
+    assert "memory 10,000: AXBN | **54.7 ms** | XBM: 51.9 ms; XBN: 54.1 ms; no memory: 44.7 ms |" in made

@@ -168,6 +168,32 @@ def _balance(result: Result) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _memory_loss(result: Result) -> list[tuple[str, str, str]]:
+    def cell(row: Result) -> str:
+        return f"{row['median_ms']:.2f} ms, {row['extra_mib']:,.0f} MiB"
+
+    rows = []
+    for one in result["settings"]:
+        found = dict(one["providers"])
+        ours = {name: found.pop(name) for name in ("contrastive", "info-nce") if name in found}
+        beside = "; ".join(
+            f"{name}: {cell(row)}" for name, row in found.items() if name.startswith(("chunked", "pytorch"))
+        )
+        for name, row in ours.items():
+            what = f"{name} of {one['batch']} × {one['rows']:,} memory rows of {one['width']}, {one['dtype']}"
+            rows.append((f"{what}, forward and backward", cell(row), f"InfoNCE, {beside}" if beside else ""))
+    return rows
+
+
+def _memory_step(result: Result) -> list[tuple[str, str, str]]:
+    rows = []
+    for one in result["settings"]:
+        times = {name: f"{row['median_ms']:.1f} ms" for name, row in one["providers"].items()}
+        what = f"step of a small convolutional net, batch {one['batch']}, memory {one['memory']:,}: AXBN"
+        rows.append((what, times["AXBN"], f"XBM: {times['XBM']}; XBN: {times['XBN']}; no memory: {times['no memory']}"))
+    return rows
+
+
 def _loss(result: Result) -> list[tuple[str, str, str]]:
     def cell(row: Result) -> str:
         return f"{row['median_ms']:.1f} ms, {row['peak_mib']:,.0f} MiB"
@@ -196,6 +222,10 @@ ROWS: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
     "softmax losses and table updates on a GPU": _loss,
     "quantisation on a GPU": _quantisation,
     "balance": _balance,
+    "losses over batch × memory, cpu": _memory_loss,
+    "losses over batch × memory, cuda": _memory_loss,
+    "training step with an embedding memory on a CPU": _memory_step,
+    "training step with an embedding memory on a GPU": _memory_step,
 }
 
 

@@ -41,18 +41,35 @@ def draw_drift(path: Path, report: Mapping[str, Any]) -> None:
     }
     for panel, (key, title) in zip(panels, titles.items(), strict=False):
         for name, colour in (("before", BEFORE), ("after", AFTER)):
-            ages = [row["age"] for row in last["by_age"]]
-            panel.plot(ages, [row[f"{key}_{name}"] for row in last["by_age"]], color=colour, label=f"{name} correction")
+            ages, values = zip(*((row["age"], row[f"{key}_{name}"]) for row in last["by_age"]), strict=True)
+            panel.plot(ages, values, color=colour, marker="o", markersize=3, label=f"{name} correction")
+        panel.set_xlim(left=0)
+        drawn = [row[f"{key}_{name}"] for name in ("before", "after") for row in last["by_age"]]
+        panel.set_ylim(min(0.0, *drawn), 1.02 if key == "agreement" else 1.1 * max(*drawn, 1e-6))
         panel.axvline(
             last["memory"]["mean_age"], color=INK, linewidth=0.8, linestyle=":", label="mean age of the memory"
         )
         _finish(panel, title, f"age in steps, at step {last['step']}")
     steps = [record["step"] for record in report["records"]]
     shares = [record["share_of_loss_from_memory"] for record in report["records"]]
-    panels[3].plot(steps, [float("nan") if share is None else share for share in shares], color=INK, label="loss share")
-    panels[3].plot(steps, [record["gain"]["mean"] for record in report["records"]], color=AFTER, label="gain, mean")
+    panels[3].plot(
+        steps,
+        [float("nan") if share is None else share for share in shares],
+        color=INK,
+        marker="o",
+        markersize=3,
+        label="loss share",
+    )
+    panels[3].plot(
+        steps,
+        [record["gain"]["mean"] for record in report["records"]],
+        color=AFTER,
+        marker="o",
+        markersize=3,
+        label="gain, mean",
+    )
     gains = [record["gain"]["std"] for record in report["records"]]
-    panels[3].plot(steps, gains, color=AFTER, linestyle="--", label="gain, std")
+    panels[3].plot(steps, gains, color=AFTER, linestyle="--", marker="o", markersize=3, label="gain, std")
     panels[3].set_ylim(0, 1.02)
     _finish(panels[3], "Share of loss from the memory, filter gain", "step")
     with atomic_file(path) as file:
