@@ -13,7 +13,7 @@ from torch import multiprocessing
 
 from longview.errors import InputError, LongviewError
 from longview.metric_learning import CrossBatchLoss
-from longview.metric_learning.distributed import gather_rows, row_counts
+from longview.ops.collectives import gather_rows, row_counts
 from tests.metric_learning.helpers import WIDTH, drifting, memory
 
 CASES = [

@@ -19,7 +19,7 @@ from longview.data.batches import TrainingBatches
 from longview.data.dataset import PreparedData
 from longview.data.share import Share
 from longview.errors import InputError, LongviewError
-from longview.metric_learning.distributed import ranks
+from longview.ops.collectives import ranks
 from longview.training import train
 from longview.training.checkpoint import latest_checkpoint
 from longview.training.config import RunConfig, resolve_config

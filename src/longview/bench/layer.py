@@ -23,8 +23,8 @@ from longview.bench.record import write_result
 from longview.bench.timing import Timing
 from longview.evaluation.environment import environment
 from longview.ops.attention import MaskSpec, semi_local_attention
+from longview.ops.dropout.counter import draw_seed
 from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer
-from longview.ops.hstu_layer.counter import draw_seed
 from longview.ops.hstu_layer.reference import reference_layer
 
 Call = Callable[[], object]

@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from longview.errors import InputError
 from longview.metric_learning.checks import check_batch
-from longview.metric_learning.distributed import gather_rows, gather_with_gradient, ranks, row_counts, whole
+from longview.metric_learning.distributed import whole
 from longview.metric_learning.losses.pairwise import PairwiseLoss
 from longview.metric_learning.memory import EmbeddingMemory
 from longview.metric_learning.memory_config import MemoryConfig
 from longview.metric_learning.reference import Reference
+from longview.ops.collectives import gather_rows, gather_with_gradient, ranks, row_counts
 from longview.ops.memory_loss import ContrastiveLoss, PairLoss
 
 

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from longview.errors import InputError
 from longview.metric_learning.checks import check_batch, check_values, of
-from longview.metric_learning.distributed import (
+from longview.metric_learning.drift import DriftState
+from longview.metric_learning.memory_config import DTYPES, MemoryConfig
+from longview.metric_learning.observe import Observation, Observer, standardised
+from longview.metric_learning.queue import FixedBuffers, RowQueue, Rows
+from longview.metric_learning.reference import Reference
+from longview.ops.collectives import (
     gather_rows,
     ranks,
     row_counts,
     same_on_all_ranks,
     sum_over_ranks,
 )
-from longview.metric_learning.drift import DriftState
-from longview.metric_learning.memory_config import DTYPES, MemoryConfig
-from longview.metric_learning.observe import Observation, Observer, standardised
-from longview.metric_learning.queue import FixedBuffers, RowQueue, Rows
-from longview.metric_learning.reference import Reference
 
 OWN_IDS = 1 << 62  # the ids that a memory gives to samples without one begin here
 

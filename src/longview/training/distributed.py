@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from longview.data.share import Share
 from longview.errors import InputError, LongviewError
-from longview.metric_learning.distributed import ranks, same_on_all_ranks
+from longview.ops.collectives import ranks, same_on_all_ranks
 from longview.training.config import RunConfig
 
 T = TypeVar("T")

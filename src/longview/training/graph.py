@@ -17,9 +17,9 @@ from torch import Tensor
 from longview.data.batches import JaggedBatch
 from longview.data.padding import capacity_for, padded
 from longview.errors import LongviewError
-from longview.metric_learning.distributed import ranks
 from longview.models.retriever import RetrieverConfig
 from longview.ops.attention import FURTHEST, WIDEST, why_off
+from longview.ops.collectives import ranks
 from longview.training.config import RunConfig
 
 WARM_UP = 3  # steps of a shape before it is captured

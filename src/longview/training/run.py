@@ -15,8 +15,8 @@ from longview.errors import InputError, LongviewError
 from longview.evaluation.card import write_card
 from longview.evaluation.environment import environment
 from longview.evaluation.evaluate import Which
-from longview.metric_learning.distributed import ranks
 from longview.models.retriever import Retriever
+from longview.ops.collectives import ranks
 from longview.training import distributed
 from longview.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from longview.training.config import RunConfig

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from longview.errors import InputError
+from longview.ops.dropout.counter import draw_seed, dropout_mask, kept_scale, level
 from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer, why_off
-from longview.ops.hstu_layer.counter import draw_seed, dropout_mask, kept_scale, level
 from tests.ops.hstu_layer.helpers import DEVICE, StandIn, errors, layer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -83,7 +83,7 @@ class TestDropout:
 
     def test_the_counter_is_philox(self) -> None:
         # Known answer of Random123 for seven rounds: counter 0, key 0.
-        from longview.ops.hstu_layer.counter import _philox
+        from longview.ops.dropout.counter import _philox
 
         zero = torch.zeros(1).numpy().astype("uint64")
         assert [int(word[0]) for word in _philox(0, zero, zero)] == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]

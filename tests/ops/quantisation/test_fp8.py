@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longview.errors import InputError
-from longview.ops.hstu_layer.counter import dropout_mask
+from longview.ops.dropout.counter import dropout_mask
 from longview.ops.quantisation import (
     fp8_linear,
     gate_quantise,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longview.ops.hstu_layer.counter import dropout_mask
+from longview.ops.dropout.counter import dropout_mask
 from longview.ops.hstu_layer.tiling import Tiling
 from longview.ops.quantisation import (
     QuantisedTable,

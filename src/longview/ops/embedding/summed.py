@@ -59,7 +59,7 @@ def summed_lookup(terms: Sequence[Term], *, dropout: float = 0.0, dtype: torch.d
     reason = why_not_summed(terms)
     if reason is not None:
         raise InputError(f"the fused sum of lookups cannot run here: {reason}")
-    from longview.ops.hstu_layer.counter import draw_seed
+    from longview.ops.dropout.counter import draw_seed
 
     device = terms[0].table.device
     drop = _Dropout(dropout, draw_seed(device) if dropout else None)
@@ -81,7 +81,7 @@ class _Dropout(NamedTuple):
     seed: Tensor | None
 
     def arguments(self) -> dict[str, Any]:
-        from longview.ops.hstu_layer.counter import kept_scale, level
+        from longview.ops.dropout.counter import kept_scale, level
 
         return {"seed": self.seed, "level": level(self.rate), "kept_by": kept_scale(self.rate)}
 

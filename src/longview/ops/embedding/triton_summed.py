@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from longview.ops.hstu_layer.triton_numerics import kept
+from longview.ops.dropout.triton_counter import kept
 
 ELEMENTS, WARPS = 2048, 4  # of a program
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from longview.errors import InputError
-from longview.ops.hstu_layer.counter import draw_seed
+from longview.ops.dropout.counter import draw_seed
 from longview.ops.hstu_layer.settings import Attention, LayerParameters, LayerSettings
 from longview.ops.kernels import why_no_triton
 

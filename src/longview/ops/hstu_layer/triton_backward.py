@@ -17,9 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from longview.ops.dropout.triton_counter import kept
 from longview.ops.hstu_layer.tiling import Walk, processors
 from longview.ops.hstu_layer.triton_norm import BACKWARD, Statistics
-from longview.ops.hstu_layer.triton_numerics import kept, silu_derivative
+from longview.ops.hstu_layer.triton_numerics import silu_derivative
 from longview.ops.hstu_layer.triton_output import Gate
 
 SILU_COLUMNS = 256

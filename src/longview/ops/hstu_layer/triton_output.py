@@ -21,10 +21,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from longview.ops.hstu_layer.counter import kept_scale, level
+from longview.ops.dropout.counter import kept_scale, level
+from longview.ops.dropout.triton_counter import kept
 from longview.ops.hstu_layer.tiling import IN_OUTPUT, Tiling, Walk, roomy, staying
 from longview.ops.hstu_layer.triton_norm import Statistics
-from longview.ops.hstu_layer.triton_numerics import halves_of, kept, tile_of
+from longview.ops.hstu_layer.triton_numerics import halves_of, tile_of
 
 FORWARD = Walk(elements=1024, warps=1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longview.errors import InputError
-from longview.ops.hstu_layer.counter import dropout_mask
+from longview.ops.dropout.counter import dropout_mask
 from longview.ops.quantisation.reference import LARGEST, SMALLEST_AMAX
 
 Statistics = tuple[Tensor, Tensor]

@@ -110,7 +110,7 @@ def gate_quantise(
         groups: parts of a row that are normalised each by itself; the scale is one for the whole row.
         epsilon: added to the variance.
         rate: of dropout; which elements are dropped follows from `seed`, (1,) int64 on the device of `a`, as in
-            `ops.hstu_layer.counter`.
+            `ops.dropout.counter`.
 
     Raises:
         InputError: as `quantise_rows`; shapes that do not fit each other.

@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longview.ops.hstu_layer.counter import kept_scale, level
+from longview.ops.dropout.counter import kept_scale, level
+from longview.ops.dropout.triton_counter import kept
 from longview.ops.hstu_layer.tiling import Walk
-from longview.ops.hstu_layer.triton_numerics import kept
 from longview.ops.quantisation.triton_rounding import scale_of, to_e4m3
 
 NORM_ELEMENTS, GATE_ELEMENTS = 2048, 1024  # that a warp holds
