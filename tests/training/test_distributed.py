@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from longview.training import train
 from longview.training.checkpoint import latest_checkpoint
 from longview.training.config import RunConfig, resolve_config
 from longview.training.distributed import check_processes, is_main, on_main, share, speaks, sum_gradients, total
-from longview.training.loop import Hooks
+from longview.training.running import InterruptedRunError
 from longview.training.trainer import Trainer
 from tests.training.conftest import TINY
 
@@ -78,16 +79,11 @@ def refusals() -> list[str]:
     ]
 
 
-def interrupted(out: Path) -> Callable[..., Any]:
-    """Return a `Hooks` by which rank 1 alone asks to stop, after six steps."""
-
-    def hooks(evaluate: Any, keep_best: Any, checkpoint: Any, stopped: Callable[[], bool]) -> Hooks:
-        from longview.training.distributed import any_rank
-
-        steps = iter(range(100))
-        return Hooks(evaluate, keep_best, checkpoint, lambda: any_rank(next(steps) == 5 and not is_main()))
-
-    return hooks
+@contextmanager
+def asked_on_one_rank() -> Iterator[Callable[[], bool]]:
+    """Stand in for `stop_requests`: rank 1 alone gets a signal, after six steps."""
+    steps = iter(range(100))
+    yield lambda: next(steps) == 5 and not is_main()
 
 
 def work(rank: int, world: int, folder: str, data_path: str) -> None:
@@ -95,18 +91,18 @@ def work(rank: int, world: int, folder: str, data_path: str) -> None:
     out, data = Path(folder), PreparedData.open(Path(data_path))
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", world_size=world, rank=rank)
     import longview.evaluation.card as card
-    import longview.training.run as run
+    import longview.training.running as running
 
     card.draw_curves = lambda *_: False
     found: dict[str, Any] = {"gradients": gradients(data, share()), "refused": refusals(), "total": total(rank + 1)}
     found["exact"] = train(configured(*EXACT), data, out / "exact").to_dict()["test"]["metrics"]
     train(configured(*RANDOM), data, out / "straight")
-    run.Hooks, before = interrupted(out), run.Hooks
+    before, running.stop_requests = running.stop_requests, asked_on_one_rank
     try:
         train(configured(*RANDOM), data, out / "halves")
-    except run.InterruptedRunError as error:
+    except InterruptedRunError as error:
         found["stopped"] = str(error)
-    run.Hooks = before
+    running.stop_requests = before
     train(configured(*RANDOM), data, out / "halves", resume=True)
     found["speaks"] = speaks()
     torch.save(found, out / f"rank-{rank}.pt")

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from longview.errors import LongviewError
-from longview.training import checkpoint, rundir
+from longview.training import checkpoint, weights
 from longview.training.checkpoint import latest_checkpoint, save_checkpoint
 from longview.training.tensors import save_file
 
@@ -46,4 +46,4 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path: Path, mo
 
 
 def test_models_and_checkpoints_are_written_by_it() -> None:
-    assert checkpoint.save_file is rundir.save_file is save_file
+    assert checkpoint.save_file is weights.save_file is save_file

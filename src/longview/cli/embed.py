@@ -20,9 +20,9 @@ def embed_command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Write a row an image, its path below IMAGES and its vector, to a Parquet or Arrow file."""
+    from longview.training.devices import device_named
     from longview.training.images import load_image_run
     from longview.training.images.embed import check_suffix, embed_images, write_vectors
-    from longview.training.run import device_named
 
     check_suffix(out)  # before the work, not after it
     place = device_named(device)

@@ -51,9 +51,9 @@ def train_on_images(
 
 def evaluate_on_images(run: Path, split: str, *, baselines: bool, data: Path | None, device: str, json: bool) -> None:
     """Show the retrieval of the encoder in `run` on one split of its data set."""
+    from longview.training.devices import device_named
     from longview.training.images import load_image_run
     from longview.training.images.report import pixel_baseline, report_of
-    from longview.training.run import device_named
 
     place = device_named(device)
     loaded = load_image_run(run, device=place)

@@ -29,6 +29,7 @@ from longview.serving.filters import IdList, allowed_items
 from longview.serving.histories import Histories
 from longview.serving.lookup import known_index
 from longview.serving.ranking import best_items
+from longview.training.devices import device_named
 from longview.training.goals import make_goal
 from longview.training.rundir import LoadedRun, load_model
 
@@ -59,7 +60,7 @@ class Recommender:
         *,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.device = checked_device(device)
+        self.device = device_named(device)
         self.model = model.to(self.device).eval() if isinstance(model, torch.nn.Module) else model
         self.items = items
         self.item_ids = IdMap(items["id"].combine_chunks())
@@ -80,7 +81,7 @@ class Recommender:
         Raises:
             InputError: not a run directory, or a damaged one; no such device.
         """
-        run = load_model(path, device=checked_device(device))
+        run = load_model(path, device=device_named(device))
         recommender = cls(run.model, run.items, lambda: run.open_data(data), device=device)
         recommender.run = run
         return recommender
@@ -250,21 +251,6 @@ class Recommender:
         )
         titles = self._titles
         return table if titles is None else table.append_column("title", titles.take(items))
-
-
-def checked_device(device: torch.device | str) -> torch.device:
-    """Return `device`, or explain why it cannot be used.
-
-    Raises:
-        InputError: no such device, or one this machine lacks.
-    """
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"no device {str(device)!r}: use cpu or cuda") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: no GPU that this torch can use; `longview doctor` says why")
-    return chosen
 
 
 def _reads_time(model: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -16,6 +16,7 @@ from longview.models.heads import HeadConfig
 from longview.models.retriever import RetrieverConfig
 
 PRESETS = Path(__file__).parent / "presets"
+C = TypeVar("C", bound=Config)
 
 
 class BatchConfig(Config):
@@ -118,9 +119,9 @@ class RunConfig(Config):
     loop: LoopConfig = LoopConfig()
 
 
-def preset_names() -> list[str]:
-    """Return the names of the presets."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def preset_names(folder: Path = PRESETS) -> list[str]:
+    """Return the names of the presets in `folder`."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def resolve_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -133,16 +134,24 @@ def resolve_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfi
     Raises:
         InputError: no such preset or file, an unknown key, a value out of range.
     """
+    return resolve(RunConfig, PRESETS, name_or_path, overrides)
+
+
+def resolve(kind: type[C], folder: Path, name_or_path: str, overrides: Sequence[str], what: str = "") -> C:
+    """Return what `resolve_config` does, of another `kind` of configuration with its presets in `folder`.
+
+    `what` says in errors what the presets are for.
+
+    Raises:
+        InputError: as `resolve_config`.
+    """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        path = PRESETS / f"{name_or_path}.yaml"
-        if name_or_path not in preset_names():
-            known = preset_names()
+        path, known = folder / f"{name_or_path}.yaml", preset_names(folder)
+        if name_or_path not in known:
             raise InputError(
-                f"no preset {name_or_path!r}{suggestion(name_or_path, known)}; presets: {', '.join(known)}; "
-                "or give a .yaml file"
+                f"no preset {name_or_path!r}{what}{suggestion(name_or_path, known)}; presets{what}: "
+                f"{', '.join(known)}; or give a .yaml file"
             )
     values: dict[str, Any] = {"name": path.stem, **load_yaml(path)}
-    return parse(
-        RunConfig, override(values, overrides), name_or_path if not overrides else f"{name_or_path} with --set"
-    )
+    return parse(kind, override(values, overrides), name_or_path if not overrides else f"{name_or_path} with --set")

@@ -60,7 +60,7 @@ class Hooks:
     evaluate: Callable[[], dict[str, float]]
     keep_best: Callable[[], None]
     checkpoint: Callable[[], None]
-    stop_requested: Callable[[], bool]
+    stop_requested: Callable[[], bool] = lambda: False
 
 
 class Loop:

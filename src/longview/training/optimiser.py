@@ -12,6 +12,7 @@ from longview.errors import InputError
 from longview.models.retriever import Retriever
 from longview.ops.embedding import RowwiseAdamW
 from longview.training.config import OptimiserConfig
+from longview.training.tensors import under
 
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
@@ -128,3 +129,21 @@ def clip_gradients(model: nn.Module, norm: float | None, rowwise: RowwiseAdamW |
         if rowwise is not None:
             rowwise.scale_gradient((norm / (total + 1e-6)).clamp(max=1.0))  # torch's own factor
     return total
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the state of `optimiser` by name, for a checkpoint."""
+    return {
+        f"optimiser.{index}.{name}": value
+        for index, moments in optimiser.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
+def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Undo `optimiser_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in under(tensors, "optimiser").items():
+        index, _, moment = name.partition(".")
+        state.setdefault(int(index), {})[moment] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils import deterministic
 
 from longview.data.dataset import PreparedData
-from longview.errors import InputError, LongviewError
 from longview.evaluation.card import write_card
 from longview.evaluation.environment import environment
 from longview.evaluation.evaluate import Which
@@ -20,35 +15,28 @@ from longview.ops.collectives import ranks
 from longview.training import distributed
 from longview.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from longview.training.config import RunConfig
+from longview.training.devices import device_named, reproducible
 from longview.training.goals import Baselines, Goal, Outcome, make_goal
-from longview.training.interrupt import stop_requests
 from longview.training.log import RunLog
-from longview.training.loop import Hooks, Loop
+from longview.training.loop import Hooks
 from longview.training.progress import TrainingProgress
 from longview.training.result import TrainingResult
 from longview.training.rundir import (
+    WEIGHTS,
     check_fingerprint,
     describe_data,
-    load_weights,
     read_config,
     read_json,
     save_model,
     start_run,
 )
+from longview.training.running import check_directory, check_unchanged, run_loop, say_where
 from longview.training.state import LoopState
-from longview.training.trainer import Trainer, under
+from longview.training.tensors import under
+from longview.training.trainer import Trainer
+from longview.training.weights import load_weights
 
-MAY_CHANGE = {"epochs", "patience", "max_minutes", "checkpoint_every_steps", "tensorboard", "evaluate_every", "graphs"}
-
-
-GROUPS = ("model", "batches", "loss", "ranking", "optimiser", "loop")
 SPLITS: tuple[Which, Which] = ("validation", "test")
-
-
-class InterruptedRunError(LongviewError):
-    """A signal stopped the run after a checkpoint; the message says where and how to go on."""
-
-    exit_code = 130  # what a shell reports for a program ended by Ctrl-C
 
 
 def train(
@@ -142,36 +130,21 @@ class _Run:
         self.batches.load_tensors(under(tensors, "batches"))
         self.state = LoopState.from_dict(values["state"])
         self.log.rewind(self.state.total_steps)
-        if self.state.epoch >= self.config.loop.epochs or self.state.stale >= self.config.loop.patience:
-            self.progress.note(f"the training was done after {self.state.epoch} epochs: only evaluating again")
-        else:
-            self.progress.note(f"resuming at epoch {self.state.epoch + 1}, step {self.state.step + 1} from {path}")
+        say_where(self.state, self.config.loop, path, self.progress)
 
     def train(self) -> LoopState:
-        """Run the loop, with signals turned into a checkpoint."""
-        for note in self.notes:
-            self.progress.note(note)
-        self.log.write("start", self.state.total_steps, **environment(), device=str(self.device), notes=self.notes)
-        with stop_requests() as stop_requested:
-            stopped = lambda: distributed.any_rank(stop_requested())
-            hooks = Hooks(self._validate, self._keep_best, self._checkpoint, stopped)
-            Loop(
-                self.config.loop, self.trainer, self.batches, self.state,
-                hooks=hooks, log=self.log, progress=self.progress,
-            ).run()  # fmt: skip
-        self.log.write("stop", self.state.total_steps, reason=self.state.stopped)
-        self.log.close()
-        if self.state.stopped == "interrupted":
-            raise InterruptedRunError(
-                f"stopped after epoch {self.state.epoch + 1}, step {self.state.step}; the checkpoint is in "
-                f"{self.out / 'checkpoint'}. To go on: the same command with --resume (resume=True in Python)"
-            )
+        """Run the loop."""
+        run_loop(
+            self.config.loop, self.trainer, self.batches, self.state,
+            hooks=Hooks(self._validate, self._keep_best, self._checkpoint),
+            log=self.log, progress=self.progress, notes=self.notes,
+        )  # fmt: skip
         return self.state
 
     def finish(self, state: LoopState, baselines: bool) -> TrainingResult:
         """Evaluate the best weights, on test for the first and only time, and write the result."""
         best = self.trainer.evaluated
-        load_weights(self.out / "model.safetensors", best)
+        load_weights(self.out / WEIGHTS, best)
         self.progress.note("evaluating the best weights on test" + (", and the baselines" if baselines else ""))
         outcomes = distributed.on_main(lambda: self._outcomes(best, baselines))
         result = TrainingResult(
@@ -209,53 +182,7 @@ class _Run:
 
 def _check(config: RunConfig, data: PreparedData, out: Path, resume: bool) -> None:
     """Refuse what would only fail later, before anything is written."""
-    if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            remedy = ", or go on with it by --resume" if (out / "config.json").exists() else ", or empty it"
-            raise InputError(f"{out} already exists; choose another directory{remedy}")
-        return
-    if not (out / "config.json").exists():
-        raise InputError(f"{out}: there is no run to resume; train without --resume")
-    check_fingerprint(out, read_json(out / "data.json"), data)
-    before, now = (c.model_dump(mode="json") for c in (read_config(out), config))
-    changed = ["task"] if before["task"] != now["task"] else []
-    changed += [f"{group}.{key}" for group in GROUPS for key in now[group]
-               if before[group][key] != now[group][key] and not (group == "loop" and key in MAY_CHANGE)]  # fmt: skip
-    if changed:
-        raise InputError(
-            f"{out}: resuming needs the configuration the run began with, but {', '.join(changed)} differ; "
-            f"leave them alone or train in another directory (these may change: {', '.join(sorted(MAY_CHANGE))})"
-        )
-
-
-def device_named(name: str | torch.device) -> torch.device:
-    """Return the device of a name.
-
-    Raises:
-        InputError: no such device, or none here.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"no device {str(name)!r}: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda is not available here (see `longview doctor`); use --device cpu")
-    return device
-
-
-@contextmanager
-def reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the random streams for the block and give the caller's back; deterministic algorithms on a CPU."""
-    before = torch.are_deterministic_algorithms_enabled()
-    memory: Any = deterministic
-    fill = memory.fill_uninitialized_memory
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        if device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
-            memory.fill_uninitialized_memory = False  # costs passes and changes no result
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
-            memory.fill_uninitialized_memory = fill
+    check_directory(out, resume)
+    if resume:
+        check_fingerprint(out, read_json(out / "data.json"), data)
+        check_unchanged(out, *(c.model_dump(mode="json") for c in (read_config(out), config)))

@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors import SafetensorError, safe_open
 
 from longview.config import parse
 from longview.data.dataset import IdMap, PreparedData, write_arrow
@@ -30,10 +29,10 @@ from longview.files import atomic_file, write_json
 from longview.models.retriever import Retriever
 from longview.training.build import build_model
 from longview.training.config import RunConfig
-from longview.training.tensors import save_file
+from longview.training.weights import REMEDY, load_weights, save_weights
 
 SCHEMA_VERSION = 1
-RETRAIN = "point at a directory written by `longview train`, or train again"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,7 @@ def describe_data(data: PreparedData) -> dict[str, Any]:
 
 def save_model(out: Path, model: Retriever, *, epoch: int = 0) -> None:
     """Write the weights of `model` to the run directory `out`, atomically."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic_file(out / "model.safetensors") as work:
-        save_file(tensors, work, metadata={"format": "longview", "epoch": str(epoch)})
+    save_weights(out / WEIGHTS, model, epoch=str(epoch))
 
 
 def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> LoadedRun:
@@ -138,17 +135,17 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Loade
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"{path}: no such directory; {RETRAIN}")
+        raise InputError(f"{path}: no such directory; {REMEDY}")
     config = read_config(path)
     data = read_json(path / "data.json")
     parse(SplitSpec, data.get("split", {}), str(path / "data.json"))
     items, users = (_read_table(path / f"{name}.arrow") for name in ("items", "users"))
     item_ids, user_ids = (IdMap(table["id"].combine_chunks()) for table in (items, users))
     if (len(item_ids), len(user_ids)) != (data.get("num_items"), data.get("num_users")):
-        raise InputError(f"{path}: the id files do not have the sizes data.json says; {RETRAIN}")
+        raise InputError(f"{path}: the id files do not have the sizes data.json says; {REMEDY}")
     schema, tasks = _inputs(data, path / "data.json")
     model = build_model(config, len(item_ids), data.get("actions", ()), schema, tasks)
-    load_weights(path / "model.safetensors", model)
+    load_weights(path / WEIGHTS, model)
     result = path / "result.json"
     return LoadedRun(
         path=path,
@@ -162,33 +159,6 @@ def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Loade
         tasks=tasks,
         result=read_json(result) if result.exists() else None,
     )
-
-
-def load_weights(file: Path, model: Retriever) -> None:
-    """Load the weights in `file` into `model`.
-
-    Raises:
-        InputError: the file is missing, damaged, or of another shape.
-    """
-    try:
-        with safe_open(str(file), framework="pt") as tensors:
-            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(
-            f"{file}: missing, so training has not saved a model here yet: let it go on with --resume, or {RETRAIN}"
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: damaged ({error}); {RETRAIN}") from None
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in found.items()}
-    wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-    if wrong:
-        name = wrong[0]
-        raise InputError(
-            f"{file}: does not fit config.json: {name} has shape {given.get(name)}, the config says "
-            f"{wanted.get(name)} ({len(wrong)} such); {RETRAIN}"
-        )
-    model.load_state_dict(found)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -212,11 +182,11 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{file.parent}: not a run directory (no {file.name}); {RETRAIN}") from None
+        raise InputError(f"{file.parent}: not a run directory (no {file.name}); {REMEDY}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: damaged ({error}); {RETRAIN}") from None
+        raise InputError(f"{file}: damaged ({error}); {REMEDY}") from None
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{file}: not schema version {SCHEMA_VERSION} of a run directory; {RETRAIN}")
+        raise InputError(f"{file}: not schema version {SCHEMA_VERSION} of a run directory; {REMEDY}")
     return values
 
 
@@ -232,5 +202,5 @@ def _read_table(file: Path) -> pa.Table:
             table = pa.ipc.open_file(source).read_all()
         table["id"]
     except (OSError, KeyError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: missing or damaged ({error}); {RETRAIN}") from None
+        raise InputError(f"{file}: missing or damaged ({error}); {REMEDY}") from None
     return table

@@ -18,8 +18,9 @@ from longview.files import write_json
 from longview.training.config import RunConfig
 from longview.training.goals import make_goal
 from longview.training.progress import TrainingProgress
-from longview.training.run import InterruptedRunError, train
+from longview.training.run import train
 from longview.training.rundir import read_json
+from longview.training.running import InterruptedRunError
 
 
 def run_study(

@@ -1,4 +1,4 @@
-"""Writing tensors, with the errors of the disk as what they are."""
+"""Tensors by name, and writing them, with the errors of the disk as what they are."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] |
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors named `prefix.…`, without the prefix."""
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}

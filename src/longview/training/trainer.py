@@ -9,11 +9,21 @@ from longview.data.batches import JaggedBatch
 from longview.data.dataset import PreparedData
 from longview.models.retriever import Retriever
 from longview.training.config import RunConfig
+from longview.training.devices import load_random_tensors, random_tensors
 from longview.training.distributed import sum_gradients
 from longview.training.goals import Goal, make_goal
 from longview.training.graph import CapturedSteps, choose_graphs
-from longview.training.optimiser import WeightAverage, build_optimiser, build_table_optimiser, clip_gradients, rate_at
+from longview.training.optimiser import (
+    WeightAverage,
+    build_optimiser,
+    build_table_optimiser,
+    clip_gradients,
+    load_optimiser_tensors,
+    optimiser_tensors,
+    rate_at,
+)
 from longview.training.precision import autocast, choose_precision, matmul_precision
+from longview.training.tensors import under
 
 
 class Trainer:
@@ -108,36 +118,21 @@ class Trainer:
         saved = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.average is not None:
             saved |= {f"average.{name}": value for name, value in self.average.model.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            saved |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+        saved |= optimiser_tensors(self.optimiser)
         if self.table_optimiser is not None:
             saved |= {f"table.{name}": value for name, value in self.table_optimiser.tensors().items()}
         saved |= {f"objective.{name}": value for name, value in self.objective.tensors().items()}
-        saved["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            saved["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        return saved
+        return saved | random_tensors(self.device)
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Undo `tensors`: what follows is bit for bit what would have followed."""
         self.model.load_state_dict(under(tensors, "model"))
         if self.average is not None:
             self.average.model.load_state_dict(under(tensors, "average"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in under(tensors, "optimiser").items():
-            index, _, moment = name.partition(".")
-            state.setdefault(int(index), {})[moment] = value
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        load_optimiser_tensors(self.optimiser, tensors)
         if self.captured is not None:
             self.captured = self._capturable()
         if self.table_optimiser is not None:
             self.table_optimiser.load_tensors(under(tensors, "table"))
         self.objective.load_tensors(under(tensors, "objective"))
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.device.type == "cuda" and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
-
-
-def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors named `prefix.…`, without the prefix."""
-    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
+        load_random_tensors(tensors, self.device)

@@ -1,9 +1,8 @@
-"""The encoder on the small convolutional net: shapes, pooling, freezing, rates, files, errors."""
+"""The encoder on the small convolutional net: shapes, pooling, freezing, rates, errors."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +19,8 @@ from longview.models.encoders import (
     PixelInput,
     PreprocessConfig,
     RatesConfig,
-    load_encoder,
     optimiser_groups,
     parameter_groups,
-    save_encoder,
 )
 from longview.models.encoders.features import Features
 
@@ -152,34 +149,6 @@ def test_rates_fall_towards_the_pixels_and_every_parameter_is_in_one_group() -> 
     assert all(p.dim() == 1 for group in groups if not group.decays for p in group.parameters.values())
     made = torch.optim.AdamW(optimiser_groups(groups, rate=0.2, weight_decay=0.3)).param_groups
     assert {(g["lr"], g["weight_decay"]) for g in made if g["name"].startswith("head")} == {(0.2, 0.3), (0.2, 0.0)}
-
-
-def test_saving_and_loading_gives_the_same_embeddings(tmp_path: Path) -> None:
-    encoder = build(SMALL)
-    encoder(pictures(8, 1, 28, 28))  # moves the running statistics
-    save_encoder(tmp_path / "e", encoder)
-    again = load_encoder(tmp_path / "e")
-    assert not again.training
-    images = pictures(3, 1, 28, 28, seed=5)
-    assert torch.equal(again(images), encoder.eval()(images))
-
-
-def test_a_damaged_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=re.escape("no encoder there")):
-        load_encoder(tmp_path)
-    save_encoder(tmp_path, build(SMALL))
-    weights, config = tmp_path / "encoder.safetensors", tmp_path / "config.json"
-    whole, text = weights.read_bytes(), config.read_text()
-    weights.write_bytes(whole[:-40])
-    with pytest.raises(InputError, match=re.escape("encoder.safetensors: damaged")):
-        load_encoder(tmp_path)
-    weights.write_bytes(whole)
-    config.write_text(text.replace('"dimension": 6', '"dimension": 7'))
-    with pytest.raises(InputError, match=re.escape("does not fit its config: head.project.bias has shape (6,)")):
-        load_encoder(tmp_path)
-    config.write_text(text.replace('"freeze"', '"freezes"'))
-    with pytest.raises(InputError, match="did you mean 'freeze'"):
-        load_encoder(tmp_path)
 
 
 def test_bad_settings_and_images_are_named() -> None:

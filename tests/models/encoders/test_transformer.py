@@ -15,11 +15,10 @@ from longview.models.encoders import (
     ImageEncoder,
     RatesConfig,
     TransformersConfig,
-    load_encoder,
     parameter_groups,
-    save_encoder,
 )
 from longview.models.encoders.export import export_encoder
+from longview.training.images import load_encoder, save_encoder
 from tests.models.encoders.test_encoder import pictures
 
 TOKENS = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 
 from longview.data.images import ImageSet, prepare_images
 from longview.errors import InputError
-from longview.models.encoders import load_encoder
 from longview.training import InterruptedRunError
 from longview.training.checkpoint import latest_checkpoint
-from longview.training.images import ImageRunConfig, load_image_run, train_images
+from longview.training.images import ImageRunConfig, load_encoder, load_image_run, train_images
 from longview.training.images.report import report_of, validation_metrics
 from longview.training.images.trainer import ImageTrainer
 from longview.training.loop import DivergenceError

@@ -2,7 +2,6 @@
 
 from longview.models.encoders.convnet import ConvNet, ConvNetConfig
 from longview.models.encoders.encoder import EncoderConfig, ImageEncoder
-from longview.models.encoders.files import load_encoder, save_encoder
 from longview.models.encoders.head import EmbeddingHead, HeadConfig
 from longview.models.encoders.pixels import PixelInput, PreprocessConfig
 from longview.models.encoders.rates import ParameterGroup, RatesConfig, optimiser_groups, parameter_groups
@@ -21,8 +20,6 @@ __all__ = [
     "RatesConfig",
     "TransformersBackbone",
     "TransformersConfig",
-    "load_encoder",
     "optimiser_groups",
     "parameter_groups",
-    "save_encoder",
 ]

@@ -4,6 +4,7 @@ Read `config.py` for what a run is, `trainer.py` for a step, `run.py` for the wa
 """
 
 from longview.training.images.config import ImageRunConfig, image_preset_names, resolve_image_config
+from longview.training.images.encoder_files import load_encoder, save_encoder
 from longview.training.images.result import ImageTrainingResult
 from longview.training.images.run import train_images
 from longview.training.images.rundir import LoadedImageRun, is_image_run, load_image_run
@@ -14,7 +15,9 @@ __all__ = [
     "LoadedImageRun",
     "image_preset_names",
     "is_image_run",
+    "load_encoder",
     "load_image_run",
     "resolve_image_config",
+    "save_encoder",
     "train_images",
 ]

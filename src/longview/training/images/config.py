@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from longview.config import Config, load_yaml, override, parse
+from longview.config import Config, parse
 from longview.data.images import Augment
 from longview.data.images.framing import Fit
 from longview.data.images.samplers import Singletons
-from longview.errors import InputError, suggestion
 from longview.metric_learning import AdaptiveMomentMatching, MemoryConfig, PairwiseLoss
 from longview.metric_learning.kalman import Drift
 from longview.models.encoders import EncoderConfig, RatesConfig
 from longview.ops.memory_loss import PAIR_LOSSES
-from longview.training.config import LoopConfig, OptimiserConfig
+from longview.training.config import LoopConfig, OptimiserConfig, preset_names, resolve
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -146,7 +145,7 @@ class ImageRunConfig(Config):
 
 def image_preset_names() -> list[str]:
     """Return the names of the presets for images."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    return preset_names(PRESETS)
 
 
 def resolve_image_config(name_or_path: str, overrides: Sequence[str] = ()) -> ImageRunConfig:
@@ -159,16 +158,4 @@ def resolve_image_config(name_or_path: str, overrides: Sequence[str] = ()) -> Im
     Raises:
         InputError: no such preset or file, an unknown key, a value out of range.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PRESETS / f"{name_or_path}.yaml"
-        known = image_preset_names()
-        if name_or_path not in known:
-            raise InputError(
-                f"no preset {name_or_path!r} for images{suggestion(name_or_path, known)}; presets for images: "
-                f"{', '.join(known)}; or give a .yaml file"
-            )
-    values: dict[str, Any] = {"name": path.stem, **load_yaml(path)}
-    return parse(
-        ImageRunConfig, override(values, overrides), name_or_path if not overrides else f"{name_or_path} with --set"
-    )
+    return resolve(ImageRunConfig, PRESETS, name_or_path, overrides, " for images")

@@ -15,12 +15,12 @@ from longview.evaluation.curves import draw, learning
 from longview.evaluation.environment import environment
 from longview.files import write_json
 from longview.metric_learning.diagnostics_plot import draw_drift
-from longview.models.encoders import save_encoder
-from longview.models.encoders.files import WEIGHTS, load_encoder_weights
 from longview.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from longview.training.devices import device_named, reproducible
 from longview.training.images.card import write_image_card
 from longview.training.images.config import ImageRunConfig
 from longview.training.images.drift import diagnostics_state, restore_diagnostics, watch_memory
+from longview.training.images.encoder_files import WEIGHTS, save_encoder
 from longview.training.images.report import pixel_baseline, report_of, validation_metrics
 from longview.training.images.result import ImageTrainingResult
 from longview.training.images.rundir import (
@@ -32,13 +32,13 @@ from longview.training.images.rundir import (
 )
 from longview.training.images.trainer import ImageTrainer
 from longview.training.images.views import TrainingBatches, Views, framing_of
-from longview.training.interrupt import stop_requests
 from longview.training.log import RunLog
-from longview.training.loop import Hooks, Loop
+from longview.training.loop import Hooks
 from longview.training.progress import TrainingProgress
-from longview.training.run import MAY_CHANGE, InterruptedRunError, device_named, reproducible
 from longview.training.rundir import read_json
+from longview.training.running import check_directory, check_unchanged, run_loop, say_where
 from longview.training.state import LoopState
+from longview.training.weights import load_weights
 
 
 def train_images(
@@ -134,31 +134,20 @@ class _Run:
         restore_diagnostics(self.trainer.diagnostics, tensors, values["drift"], self.device)
         self.state = LoopState.from_dict(values["state"])
         self.log.rewind(self.state.total_steps)
-        self.progress.note(f"resuming at epoch {self.state.epoch + 1}, step {self.state.step + 1} from {path}")
+        say_where(self.state, self.config.loop, path, self.progress)
 
     def train(self) -> None:
-        """Run the loop, with signals turned into a checkpoint."""
-        for note in self.notes:
-            self.progress.note(note)
-        self.log.write("start", self.state.total_steps, **environment(), device=str(self.device), notes=self.notes)
-        with stop_requests() as stop_requested:
-            hooks = Hooks(self._validate, self._keep_best, self._checkpoint, stop_requested)
-            Loop(
-                self.config.loop, self.trainer, self.batches, self.state,
-                hooks=hooks, log=self.log, progress=self.progress,
-            ).run()  # fmt: skip
-        self.log.write("stop", self.state.total_steps, reason=self.state.stopped)
-        self.log.close()
-        if self.state.stopped == "interrupted":
-            raise InterruptedRunError(
-                f"stopped after epoch {self.state.epoch + 1}, step {self.state.step}; the checkpoint is in "
-                f"{self.out / 'checkpoint'}. To go on: the same command with --resume (resume=True in Python)"
-            )
+        """Run the loop."""
+        run_loop(
+            self.config.loop, self.trainer, self.batches, self.state,
+            hooks=Hooks(self._validate, self._keep_best, self._checkpoint),
+            log=self.log, progress=self.progress, notes=self.notes,
+        )  # fmt: skip
 
     def finish(self, baselines: bool) -> ImageTrainingResult:
         """Evaluate the best weights, on test for the first and only time, and write the result."""
         encoder = self.trainer.encoder
-        load_encoder_weights(self.out / ENCODER / WEIGHTS, encoder)
+        load_weights(self.out / ENCODER / WEIGHTS, encoder)
         self.progress.note("evaluating the best weights on test" + (", and the pixels" if baselines else ""))
         report = partial(report_of, encoder, self.images, self.framing, self.config, device=self.device)
         compared, skipped = pixel_baseline(self.images, self.framing, self.config) if baselines else ([], {})
@@ -229,25 +218,7 @@ def _check_directory(config: ImageRunConfig, images: ImageSet, out: Path, resume
     """Refuse several processes, a directory in use, or a run that cannot go on with this config and data set."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("images train on one process so far: start `longview train` without torchrun")
-    if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            remedy = ", or go on with it by --resume" if (out / "config.json").exists() else ", or empty it"
-            raise InputError(f"{out} already exists; choose another directory{remedy}")
-        return
-    if not (out / "config.json").exists():
-        raise InputError(f"{out}: there is no run to resume; train without --resume")
-    check_images(out, read_json(out / "data.json"), images)
-    before, now = (c.model_dump(mode="json") for c in (read_image_config(out), config))
-    changed = []
-    for group in [key for key in now if key != "name"]:
-        one, other = (x[group] if isinstance(x[group], dict) else {"": x[group]} for x in (before, now))
-        changed += [
-            f"{group}.{key}".rstrip(".")
-            for key in sorted(one.keys() | other.keys())
-            if one.get(key) != other.get(key) and not (group == "loop" and key in MAY_CHANGE)
-        ]
-    if changed:
-        raise InputError(
-            f"{out}: resuming needs the configuration the run began with, but {', '.join(changed)} differ; "
-            f"leave them alone or train in another directory (these may change: {', '.join(sorted(MAY_CHANGE))})"
-        )
+    check_directory(out, resume)
+    if resume:
+        check_images(out, read_json(out / "data.json"), images)
+        check_unchanged(out, *(c.model_dump(mode="json") for c in (read_image_config(out), config)))

@@ -1,7 +1,7 @@
 """The run directory of images, which is also the encoder's: everything `embed` and `evaluate` need, nothing executed.
 
 * `config.json`: the `ImageRunConfig`; its `task` says that it is of images.  * `data.json`: the data set trained on.
-* `encoder/`: the best weights with the encoder's own config (`longview.models.encoders.load_encoder` opens it).
+* `encoder/`: the best weights with the encoder's own config (`longview.training.images.load_encoder` opens it).
 * `result.json`, `card.md`, `log.jsonl`, `drift.json`: what came out.  * `checkpoint/`: to resume.
 """
 
@@ -19,9 +19,11 @@ from longview.data.images import ImageSet
 from longview.data.images.framing import Framing
 from longview.errors import InputError
 from longview.files import write_json
-from longview.models.encoders import ImageEncoder, load_encoder
+from longview.models.encoders import ImageEncoder
 from longview.training.images.config import ImageRunConfig
-from longview.training.rundir import RETRAIN, SCHEMA_VERSION, read_json
+from longview.training.images.encoder_files import load_encoder
+from longview.training.rundir import SCHEMA_VERSION, read_json
+from longview.training.weights import REMEDY
 
 ENCODER = "encoder"
 
@@ -97,7 +99,7 @@ def read_image_config(path: Path) -> ImageRunConfig:
     """
     values = read_json(path / "config.json")
     if values.get("task") != "images":
-        raise InputError(f"{path}: a run on logs, not on images; {RETRAIN}")
+        raise InputError(f"{path}: a run on logs, not on images; {REMEDY}")
     return parse(ImageRunConfig, {k: v for k, v in values.items() if k != "schema_version"}, str(path / "config.json"))
 
 
@@ -109,9 +111,9 @@ def load_image_run(path: str | Path, *, device: str | torch.device = "cpu") -> L
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"{path}: no such directory; {RETRAIN}")
+        raise InputError(f"{path}: no such directory; {REMEDY}")
     config, data = read_image_config(path), read_json(path / "data.json")
     framing = parse(Framing, data.get("framing", {}), str(path / "data.json"))
     if not (path / ENCODER).is_dir():
-        raise InputError(f"{path}: training has not saved a model here yet: let it go on with --resume, or {RETRAIN}")
+        raise InputError(f"{path}: training has not saved a model here yet: let it go on with --resume, or {REMEDY}")
     return LoadedImageRun(path, load_encoder(path / ENCODER, device=device), config, framing, data)

@@ -11,11 +11,12 @@ from torch.nn import functional
 from longview.errors import InputError
 from longview.metric_learning import CrossBatchLoss, DriftDiagnostics
 from longview.models.encoders import ImageEncoder, optimiser_groups, parameter_groups
+from longview.training.devices import load_random_tensors, random_tensors
 from longview.training.images.config import ImageRunConfig
 from longview.training.images.views import TrainingImages
-from longview.training.optimiser import rate_at
+from longview.training.optimiser import load_optimiser_tensors, optimiser_tensors, rate_at
 from longview.training.precision import autocast, choose_precision, matmul_precision
-from longview.training.trainer import under
+from longview.training.tensors import under
 
 
 class BatchLoss(nn.Module):
@@ -93,25 +94,14 @@ class ImageTrainer:
         """Return every tensor a checkpoint must keep, by name: weights, moments, memory, random states."""
         saved = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
         saved |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            saved |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
-        saved["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            saved["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        return saved
+        return saved | optimiser_tensors(self.optimiser) | random_tensors(self.device)
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Undo `tensors`: what follows is bit for bit what would have followed."""
         self.encoder.load_state_dict(under(tensors, "encoder"))
         self.loss.load_state_dict(under(tensors, "loss"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in under(tensors, "optimiser").items():
-            index, _, moment = name.partition(".")
-            state.setdefault(int(index), {})[moment] = value
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.device.type == "cuda" and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        load_optimiser_tensors(self.optimiser, tensors)
+        load_random_tensors(tensors, self.device)
 
 
 def _loss(config: ImageRunConfig, encoder: ImageEncoder) -> BatchLoss | CrossBatchLoss:

@@ -18,7 +18,7 @@ from longview.errors import InputError
 from longview.evaluation.ablation import ablation_summary
 from longview.evaluation.environment import environment
 from longview.evaluation.scaling import scaling_summary
-from longview.training.run import InterruptedRunError
+from longview.training.running import InterruptedRunError
 from longview.training.studies.cell import run_cell
 from longview.training.studies.config import Cell, StudyConfig
 from longview.training.studies.records import Records
