@@ -17,7 +17,7 @@ from longview.models.encoders import (
     TransformersConfig,
     parameter_groups,
 )
-from longview.models.encoders.export import export_encoder
+from longview.serving.export import export_encoder
 from longview.training.images import load_encoder, save_encoder
 from tests.models.encoders.test_encoder import pictures
 

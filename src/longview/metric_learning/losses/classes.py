@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from longview.metric_learning.checks import check_batch
 from longview.ops.softmax_loss import full_softmax_loss
 
 
-class ClassWeightLoss(nn.Module):
+class ClassWeightLoss(nn.Module, ABC):
     """A vector a class, `weight` (num_classes, width), learned with the encoder; labels are 0 … num_classes - 1.
 
     Its parameters must be given to an optimiser; a larger rate than the encoder's is usual (×100 in ProxyAnchor).
@@ -46,8 +47,9 @@ class ClassWeightLoss(nn.Module):
             raise InputError(f"labels run from {low} to {high}, and there are {len(self.weight)} classes from 0 on")
         return self._loss(functional.normalize(embeddings, dim=1), functional.normalize(self.weight, dim=1), labels)
 
+    @abstractmethod
     def _loss(self, z_BD: Tensor, w_CD: Tensor, labels: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the mean loss of L2-normalised rows z (b, d) and class vectors w (C, d), a scalar."""
 
 
 class NormalisedSoftmaxLoss(ClassWeightLoss):

@@ -9,7 +9,7 @@ import torch
 
 from longview.errors import InputError, LongviewError
 from longview.models.encoders import ConvNetConfig, EncoderConfig, HeadConfig, PreprocessConfig, export
-from longview.models.encoders.export import export_encoder, export_program
+from longview.serving.export import export_encoder, export_program
 from tests.models.encoders.test_encoder import build, pictures
 
 
