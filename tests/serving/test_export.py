@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from longview.errors import InputError, LongviewError
-from longview.models.encoders import ConvNetConfig, EncoderConfig, HeadConfig, PreprocessConfig, export
+from longview.models.encoders import ConvNetConfig, EncoderConfig, HeadConfig, PreprocessConfig
+from longview.serving import export
 from longview.serving.export import export_encoder, export_program
 from tests.models.encoders.test_encoder import build, pictures
 

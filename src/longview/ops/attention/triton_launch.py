@@ -15,11 +15,8 @@ from torch import Tensor
 
 from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.mask import MaskSpec
-from longview.ops.attention.triton_backward import (
-    attention_backward_keys,
-    attention_backward_rows,
-    attention_backward_sum,
-)
+from longview.ops.attention.triton_backward import attention_backward_rows
+from longview.ops.attention.triton_backward_keys import attention_backward_keys, attention_backward_sum
 from longview.ops.attention.triton_forward import attention_forward
 from longview.ops.attention.triton_tuning import SHIPPED, Blocks, ChosenBlocks, Kernel, blocks_for
 from longview.ops.attention.work import KeyItems, Shape, key_items, row_items

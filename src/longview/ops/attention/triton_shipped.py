@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from longview.ops.attention.mask import MaskSpec
-from longview.ops.attention.triton_backward import attention_backward_keys, attention_backward_rows
+from longview.ops.attention.triton_backward import attention_backward_rows
+from longview.ops.attention.triton_backward_keys import attention_backward_keys
 from longview.ops.attention.triton_forward import attention_forward
 from longview.ops.attention.triton_tuning import Kernel, blocks_for
 
