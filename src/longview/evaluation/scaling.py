@@ -77,6 +77,7 @@ class _Study:
         self.best_means = means[-1]
 
     def point(self, place: int, oracle: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return what the table says of the setting at `place`."""
         setting = self.settings[place]
         return {
             **setting.labels,
@@ -105,6 +106,7 @@ class _Study:
         }
 
     def ratios(self, first: str, second: str) -> dict[str, Any]:
+        """Return slopes, exponents and points of the arm `second` over those of `first`, each by its name."""
         return {
             "first": first,
             "second": second,

@@ -62,6 +62,7 @@ class AdaptiveMomentMatching(DriftPolicy):
         return self.noise == "sampler"
 
     def update(self, state: DriftState, batch: BatchMoments) -> DriftState:
+        """Return the filter's state after it has observed the moments of a batch."""
         scale, noise = self._scale_and_noise(batch)
         if int(state.steps) == 0:
             # A first batch of one class leaves the mean as unsure as the population is wide.

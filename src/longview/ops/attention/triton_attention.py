@@ -29,7 +29,7 @@ from longview.ops.attention.triton_tuning import SHIPPED, Blocks, ChosenBlocks
 
 @dataclass(frozen=True, eq=False)
 class LayerAttention:
-    """The passes of one batch for a fused layer, which owns the buffers (`hstu_layer.Attention`)."""
+    """The passes of one batch for a fused layer, which owns the buffers; methods as in `hstu_layer.Attention`."""
 
     call: Call
 
@@ -46,6 +46,7 @@ class LayerAttention:
         target_lengths: Tensor | None = None,
         chosen: ChosenBlocks = SHIPPED,
     ) -> LayerAttention:
+        """Return the passes of a batch of `total` tokens; arguments as of `semi_local_attention`."""
         batch = batch_of(offsets, total, mask, context_lengths, target_lengths)
         return cls(Call(batch, alpha, scale_length, chosen=chosen))
 
