@@ -97,7 +97,8 @@ def learning(axes: Any, result: Mapping[str, Any]) -> None:
         up = 1 if lower_is_better(metric) else -1  # the best of what should be low is at the bottom
         right.annotate(
             f"best {best[0][1]:.4f}\nepoch {best[0][0]}", best[0], (0, 14 * up), textcoords="offset points",
-            ha="center", va="bottom" if up > 0 else "top", fontsize=9, color=MODEL,
+            ha="right" if best[0][0] == seen[-1][0] else "center", va="bottom" if up > 0 else "top",
+            fontsize=9, color=MODEL,
         )  # fmt: skip
 
 
