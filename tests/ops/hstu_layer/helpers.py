@@ -54,7 +54,7 @@ class StandIn:
             share = torch.sigmoid(x)
             into.mul_((share * (1 + x * (1 - share))).to(into.dtype))
         d_q, d_k, d_v = out
-        return torch.cat([x.float().sum(0).flatten() for x in (d_v, d_q, d_k)])
+        return torch.cat([x.float().flatten(1) for x in (d_v, d_q, d_k)], dim=1)
 
 
 @dataclass(frozen=True)

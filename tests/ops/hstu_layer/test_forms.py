@@ -13,7 +13,15 @@ from longview.ops.hstu_layer.tiling import IN_OUTPUT, IN_PROJECTION, SHARED, Sta
 from tests.ops.hstu_layer.helpers import DEVICE
 from tests.ops.offline import compiled
 
-MODULES = ("triton_norm", "triton_project", "triton_output", "triton_backward", "gluon_project", "gluon_output")
+MODULES = (
+    "triton_norm",
+    "triton_parameters",
+    "triton_project",
+    "triton_output",
+    "triton_backward",
+    "gluon_project",
+    "gluon_output",
+)
 BESIDE = 32  # bytes of stack where warps have roles: a few addresses of those that have least registers, no sums
 ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 needs_hopper = pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU: Gluon has no interpreter")

@@ -178,10 +178,10 @@ def attention_backward_before_silu_into(
     v: Tensor,
     call: Call,
 ) -> Tensor:
-    """Write the gradients of what SiLU made q, k and v of; return their sums over the tokens.
+    """Write the gradients of what SiLU made q, k and v of; return partial sums of them over the tokens.
 
-    `before` (q, k, v before SiLU) has the strides of `grads`. The sums, float32 (H * (D_v + 2 D_qk),), are those of v,
-    q and k. One pass over the gradients is saved, and they are rounded once instead of twice.
+    `before` (q, k, v before SiLU) has the strides of `grads`. The sums, float32 (., H * (D_v + 2 D_qk)), are those of
+    v, q and k, to be added over the rows. One pass over the gradients is saved, and they are rounded once, not twice.
     """
     d_q, d_k, d_v = grads
     if any(x.stride() != d.stride() for x, d in zip(before, grads, strict=True)):
@@ -195,7 +195,7 @@ def attention_backward_before_silu_into(
     with on_device_of(q):
         backward_rows_into(d_q, d_out, q, k, v, call, Sloped(before[0:1], (of_q,)))
         backward_keys_into(d_k, d_v, d_out, q, k, v, call, Sloped(before[1:], (of_k, of_v)))
-    return columns.sum(0)
+    return columns
 
 
 @dataclass(frozen=True, eq=False)

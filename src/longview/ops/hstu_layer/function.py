@@ -21,6 +21,7 @@ from longview.ops.hstu_layer.settings import Attention, LayerParameters, LayerSe
 from longview.ops.hstu_layer.triton_backward import gate_backward, silu_backward_
 from longview.ops.hstu_layer.triton_norm import normalise_backward
 from longview.ops.hstu_layer.triton_output import Gate, gate_forward, output
+from longview.ops.hstu_layer.triton_parameters import column_sums, projection_gradients
 from longview.ops.hstu_layer.triton_project import Folded, fold, project
 from longview.ops.kernels import on_device_of
 
@@ -88,33 +89,33 @@ def _gradients(call: Call, saved: tuple[Tensor, ...], d_out: Tensor) -> tuple[Te
     pre_u = pre[:, : s.gate] if through else None
     gated_by = gate_backward(d_gated, a, u, d_u, gate, (a_mean, a_rstd), gated, pre_u)
     d_output_weight = _transposed_product(d_product, gated_by.gated)
-    d_a, d_pre_bias = gated_by.d_a, gated_by.d_pre_bias
-    d_norm_weight, d_norm_bias = gated_by.d_weight, gated_by.d_bias
+    d_a, gate_sums = gated_by.d_a, gated_by.sums
     del d_gated, gated, gated_by, d_product
 
     v, q, k = (_heads(x, s) for x in vqk)
     d_v, d_q, d_k = (_heads(x, s) for x in d_vqk)
-    if d_pre_bias is not None:  # gradients go on through SiLU where they are made: one pass over d_uvqk less
+    if through:  # gradients go on through SiLU where they are made: one pass over d_uvqk less
         pre_v, pre_q, pre_k = (_heads(x, s) for x in torch.split(pre, s.sizes, dim=1)[1:])
         sums = call.attention.backward_before_silu(_heads(d_a, s), q, k, v, (pre_q, pre_k, pre_v), (d_q, d_k, d_v))
-        d_bias = torch.cat([d_pre_bias, sums])
     else:
         call.attention.backward(_heads(d_a, s), q, k, v, (d_q, d_k, d_v))
-        d_bias = silu_backward_(d_uvqk, pre)
+        sums = silu_backward_(d_uvqk, pre)
     del u, vqk, v, q, k, uvqk, d_a
     d_normed = d_uvqk @ folded.weight
-    d_z, normed, d_output_bias = normalise_backward(z, d_normed, d_out, (mean, rstd), normed)
-    product = _transposed_product(d_uvqk, normed)
-    weight, gamma, beta = (
-        x.to(product.dtype) for x in (parameters.uvqk_weight, parameters.norm_weight, parameters.norm_bias)
-    )
+    d_z, normed, out_sums = normalise_backward(z, d_normed, d_out, (mean, rstd), normed)
+    # With the sums of U's bias the last of the gate's and the first of the projection's, d_bias is in one piece.
+    wide = s.gate // s.groups
+    added = column_sums(gate_sums, sums, out_sums)
+    sizes = [wide, wide, sum(s.sizes), z.shape[1]]
+    d_attention_weight, d_attention_bias, d_bias, d_output_bias = torch.split(added, sizes)
+    d_weight, d_shift, d_projection = projection_gradients(_transposed_product(d_uvqk, normed), d_bias, parameters)
     gradients = LayerParameters(
-        norm_weight=(weight * product).sum(0),
-        norm_bias=d_bias @ weight,
-        uvqk_weight=product * gamma + d_bias[:, None] * beta,
+        norm_weight=d_weight,
+        norm_bias=d_shift,
+        uvqk_weight=d_projection,
         uvqk_bias=d_bias,
-        attention_norm_weight=d_norm_weight,
-        attention_norm_bias=d_norm_bias,
+        attention_norm_weight=d_attention_weight,
+        attention_norm_bias=d_attention_bias,
         output_weight=d_output_weight,
         output_bias=d_output_bias,
     )

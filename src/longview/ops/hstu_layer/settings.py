@@ -35,7 +35,7 @@ class Attention(Protocol):
     ) -> Tensor:
         """Write the gradients of what SiLU made q, k and v of, `before`, into `out`, which is strided like it.
 
-        Return their sums over the tokens, float32 (H * (d_v + 2 d_qk),): those of v, q and k.
+        Return partial sums of them over the tokens, float32 (., H * (d_v + 2 d_qk)): those of v, q and k.
         """
         ...
 

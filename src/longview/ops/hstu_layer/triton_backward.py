@@ -2,7 +2,7 @@
 """Gradients of what lies between the products: the gate with its norm and dropout, and SiLU.
 
 Parameters' gradients are summed in two stages, no atomics: each program walks its own rows and leaves one row of
-partial sums; torch adds those. The same GPU gives the same bits every time.
+partial sums; `triton_parameters.column_sums` adds those. The same GPU gives the same bits every time.
 
 A group is what one norm sees, see `triton_output.py`. Shapes: T rows, G = H·d_v, N columns of U, V, Q and K.
 """
@@ -112,16 +112,15 @@ def silu_backward_kernel(
 
 @dataclass(frozen=True)
 class GateGradients:
-    """What `gate_backward` leaves beside d_U: (T, G) and float32 sums over the rows.
+    """What `gate_backward` leaves beside d_U: (T, G), and partial sums over the rows.
 
-    `d_pre_bias` (G,) are the sums of the gradient before U's SiLU, or None where that was not asked for.
+    `sums`, float32 (programs, 2 W), are those for scale and shift of the norm over W; (programs, 3 W) where the
+    gradient went on through U's SiLU: then those of its bias come last.
     """
 
     d_a: Tensor
     gated: Tensor
-    d_weight: Tensor
-    d_bias: Tensor
-    d_pre_bias: Tensor | None
+    sums: Tensor
 
 
 def gate_backward(
@@ -153,12 +152,11 @@ def gate_backward(
         pre_stride=pre.stride(0), W=wide, GROUPS=gate.groups, R=walk.rows(padded), WP=padded, WRITE=write,
         DROP=gate.rate > 0, SLOPED=sloped, TANH=u_TG.is_cuda and u_TG.dtype != torch.float32, num_warps=walk.warps,
     )  # fmt: skip
-    d_weight, d_bias, *more = partial.sum(0).unbind()
-    return GateGradients(d_a, gated, d_weight, d_bias, more[0] if more else None)
+    return GateGradients(d_a, gated, partial.flatten(1))
 
 
 def silu_backward_(d_uvqk_TN: Tensor, pre: Tensor, walk: Walk = SILU_BACKWARD) -> Tensor:
-    """Turn the gradient after SiLU into the one before it, in place; return its column sums (N,) float32."""
+    """Turn the gradient after SiLU into the one before it, in place; return partial column sums (., N) float32."""
     rows, columns = d_uvqk_TN.shape
     across = triton.cdiv(columns, SILU_COLUMNS)
     block = walk.rows(SILU_COLUMNS)
@@ -168,7 +166,7 @@ def silu_backward_(d_uvqk_TN: Tensor, pre: Tensor, walk: Walk = SILU_BACKWARD) -
         d_uvqk_TN, pre, partial, rows, columns, pre.shape[1], R=block, BN=SILU_COLUMNS,
         TANH=pre.is_cuda and pre.dtype != torch.float32, num_warps=walk.warps,
     )  # fmt: skip
-    return partial.sum(0)
+    return partial
 
 
 def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:

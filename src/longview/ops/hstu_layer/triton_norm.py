@@ -107,7 +107,7 @@ def normalise_backward(
     walk: Walk = BACKWARD,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return d_z (T, K), the normalised rows (the given ones, or else made in the dtype of `d_normed_TK`), and the
-    column sums of d_out."""
+    partial column sums of d_out (programs, K), float32."""
     rows, width = z_TK.shape
     padded = triton.next_power_of_2(width)
     programs = walk.programs(rows, padded, z_TK.device)
@@ -117,7 +117,7 @@ def normalise_backward(
         z_TK, d_normed_TK, d_out_TK, *statistics, d_z, normed, partial, rows,
         K=width, R=walk.rows(padded), KP=padded, WRITE=write, num_warps=walk.warps,
     )  # fmt: skip
-    return d_z, normed, partial.sum(0)
+    return d_z, normed, partial
 
 
 def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
