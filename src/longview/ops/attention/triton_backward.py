@@ -18,13 +18,12 @@ from longview.ops.attention.triton_bias import add_bias, collect_position, colle
 from longview.ops.attention.triton_forward import column_tiles, edge_tile
 from longview.ops.attention.triton_mask import pick, row_stop, visible
 from longview.ops.attention.triton_tile import (
-    before_silu,
     entry,
     fetch_rows,
+    leave_before_silu,
     load_rows,
     silu_and_slope,
     store_rows,
-    store_sum,
 )
 
 
@@ -108,9 +107,10 @@ def attention_backward_rows(
     sum_MD *= 2 * half_alpha * scale
     if SLOPED:
         pre_q += begin * d_q_token + head * d_q_head
-        sum_MD = before_silu(sum_MD, pre_q, first, stop, d_q_token, BM, D_QK, P_QK, FAST)
-        store_sum(column_q + item.to(tl.int64) * sum_token + head * D_QK, sum_MD, D_QK, P_QK)
-    store_rows(d_q, first, stop, d_q_token, sum_MD, BM, D_QK, P_QK)
+        column_q += item.to(tl.int64) * sum_token + head * D_QK
+        leave_before_silu(sum_MD, d_q, pre_q, column_q, first, stop, d_q_token, BM, D_QK, P_QK, FAST)
+    else:
+        store_rows(d_q, first, stop, d_q_token, sum_MD, BM, D_QK, P_QK)
     if B > 0:
         slots = tl.arange(0, PADDED)
         tl.store(part_time + tl.program_id(0).to(tl.int64) * B + slots, time_sum, mask=slots < B)

@@ -13,14 +13,13 @@ import triton.language as tl
 from longview.ops.attention.triton_backward import of_tile
 from longview.ops.attention.triton_mask import key_stop, pick, rows_of_keys, tiles_of, visible
 from longview.ops.attention.triton_tile import (
-    before_silu,
     entry,
     entry_again,
     fetch_rows,
+    leave_before_silu,
     load_rows,
     program_again,
     store_rows,
-    store_sum,
 )
 
 
@@ -125,9 +124,9 @@ def _leave(
     """Write a block's gradient, on through SiLU where SLOPED, or where it is sliced (slot is not -1) its share."""
     if slot < 0:
         if SLOPED:
-            sum_ND = before_silu(sum_ND, pre, first, stop, stride, BN, DIM, PADDED, FAST)
-            store_sum(column, sum_ND, DIM, PADDED)
-        store_rows(grads, first, stop, stride, sum_ND, BN, DIM, PADDED)
+            leave_before_silu(sum_ND, grads, pre, column, first, stop, stride, BN, DIM, PADDED, FAST)
+        else:
+            store_rows(grads, first, stop, stride, sum_ND, BN, DIM, PADDED)
     else:
         store_rows(part, first * 0, BN, DIM, sum_ND, BN, DIM, PADDED)
 
@@ -159,18 +158,18 @@ def attention_backward_sum(
         place = ((slot + i) * HEADS + head).to(tl.int64) * BN + share * ROWS
         sum_k += load_rows(part_k + place * D_QK, first * 0, ROWS, D_QK, ROWS, D_QK, P_QK, False)
         sum_v += load_rows(part_v + place * D_V, first * 0, ROWS, D_V, ROWS, D_V, P_V, False)
+    shift_k, shift_v = begin * d_k_token + head * d_k_head, begin * d_v_token + head * d_v_head
+    start = first + share * ROWS
     if SLOPED:
-        pre_k += begin * d_k_token + head * d_k_head
-        pre_v += begin * d_v_token + head * d_v_head
-        sum_k = before_silu(sum_k, pre_k, first + share * ROWS, stop, d_k_token, ROWS, D_QK, P_QK, FAST)
-        sum_v = before_silu(sum_v, pre_v, first + share * ROWS, stop, d_v_token, ROWS, D_V, P_V, FAST)
-        mine = (block * SHARES + share).to(tl.int64) * sum_token
-        store_sum(column_k + mine + head * D_QK, sum_k, D_QK, P_QK)
-        store_sum(column_v + mine + head * D_V, sum_v, D_V, P_V)
-    d_k += begin * d_k_token + head * d_k_head
-    d_v += begin * d_v_token + head * d_v_head
-    store_rows(d_k, first + share * ROWS, stop, d_k_token, sum_k, ROWS, D_QK, P_QK)
-    store_rows(d_v, first + share * ROWS, stop, d_v_token, sum_v, ROWS, D_V, P_V)
+        column_k += (block * SHARES + share).to(tl.int64) * sum_token + head * D_QK
+        column_v += (block * SHARES + share).to(tl.int64) * sum_token + head * D_V
+        leave_before_silu(
+            sum_k, d_k + shift_k, pre_k + shift_k, column_k, start, stop, d_k_token, ROWS, D_QK, P_QK, FAST
+        )
+        leave_before_silu(sum_v, d_v + shift_v, pre_v + shift_v, column_v, start, stop, d_v_token, ROWS, D_V, P_V, FAST)
+    else:
+        store_rows(d_k + shift_k, start, stop, d_k_token, sum_k, ROWS, D_QK, P_QK)
+        store_rows(d_v + shift_v, start, stop, d_v_token, sum_v, ROWS, D_V, P_V)
 
 
 @triton.jit

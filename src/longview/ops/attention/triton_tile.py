@@ -118,6 +118,20 @@ def before_silu(
 
 
 @triton.jit
+def leave_before_silu(
+    sums, grads, pre, column, first, stop, stride,
+    ROWS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Write to `grads` what `before_silu` gives for `sums` (ROWS, PADDED), and to `column` (DIM,) its sum over rows.
+
+    What is added up is what is written: so little passes through shared memory, whose layout stores want.
+    """
+    low = before_silu(sums, pre, first, stop, stride, ROWS, DIM, PADDED, FAST).to(grads.dtype.element_ty)
+    store_rows(grads, first, stop, stride, low, ROWS, DIM, PADDED)
+    store_sum(column, low.to(tl.float32), DIM, PADDED)
+
+
+@triton.jit
 def fetch_rows(base, first, stop, stride, ROWS: tl.constexpr, DIM: tl.constexpr):
     """Have 16-bit rows `first:stop` on their way into the cache when the end of a program asks for them."""
     LINES: tl.constexpr = (DIM + 63) // 64  # of 128 bytes
