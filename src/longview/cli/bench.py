@@ -56,6 +56,7 @@ def tune_bench(
     local_window: Annotated[int, typer.Option(help="Newest keys a row sees; 0 = all.")] = 256,
     global_size: Annotated[int, typer.Option(help="Prefix keys every row sees.")] = 128,
     length: Annotated[int, typer.Option(help="Tokens of a history.")] = 4096,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Candidates compiled at a time.")] = None,
     rounds: Rounds = 10,
     json: JsonFile = None,
 ) -> None:
@@ -63,7 +64,7 @@ def tune_bench(
     from longview.bench.tune import Shape, tune_attention
 
     shape = Shape(head_dim, heads, local_window, global_size, length)
-    result = tune_attention(shape, json, rounds=rounds, progress=note)
+    result = tune_attention(shape, json, rounds=rounds, jobs=jobs, progress=note)
     note("to use them: longview train … " + " ".join(f"--set {setting}" for setting in result["set"]))
     _deliver(result, json)
 
