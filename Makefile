@@ -43,8 +43,8 @@ bench-cpu: $(STAMP)  ## the CPU speed figures of the README, as JSON in results/
 	$(BIN)/longview bench attention --json results/cpu-attention.json
 	$(BIN)/longview bench train --json results/cpu-train.json
 
-tables: $(STAMP)  ## the tables of the README, from results/
-	$(BIN)/python -c "from pathlib import Path; from longview.evaluation.tables import render_tables; render_tables(Path('results'), Path('README.md'))"
+tables: $(STAMP)  ## the tables of README and docs, from results/
+	$(BIN)/python -m longview.evaluation.tables
 
 clean:
 	rm -rf $(VENV) build dist demo src/*.egg-info

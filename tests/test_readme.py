@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from longview.cli.app import app
-from longview.evaluation.tables import load_results, render_tables
+from longview.evaluation.tables import load_results, render_speed, render_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,6 +19,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_the_tables_are_those_of_the_results() -> None:
     current = (ROOT / "README.md").read_text(encoding="utf-8")
     assert render_tables(ROOT / "results", ROOT / "README.md", write=False) == current, "run `make tables`"
+    page = ROOT / "docs" / "speed.md"
+    assert render_speed(ROOT / "results", page, write=False) == page.read_text(encoding="utf-8"), "run `make tables`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

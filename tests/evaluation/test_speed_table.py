@@ -108,3 +108,13 @@ def test_losses_over_a_memory_and_what_a_step_costs(tmp_path: Path) -> None:
     made = speed_table(tmp_path)
     assert "float32, forward and backward | **13.97 ms, 8 MiB** | InfoNCE, chunked torch: 35.66 ms, 62 MiB |" in made
     assert "memory 10,000: AXBN | **54.7 ms** | XBM: 51.9 ms; XBN: 54.1 ms; no memory: 44.7 ms |" in made
+
+
+def test_the_readme_has_the_rows_that_stand_for_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text(json.dumps(TRAIN))
+    (tmp_path / "alone.json").write_text(json.dumps({k: v for k, v in TRAIN.items() if k != "peer"}))
+    table = speed_table(tmp_path, main=True)
+    assert "12.3 s" in table
+    assert "GiB" not in table
+    assert "alone.json" not in table
+    assert "Made by" not in table

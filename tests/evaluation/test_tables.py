@@ -58,7 +58,7 @@ def test_only_the_part_between_the_markers_changes_and_only_once(results: Path, 
     assert made.startswith("# Title\n")
     assert made.endswith("\n\nAfter.\n")
     assert "stale" not in made
-    assert "make ours" in made
+    assert "[ours.json](results/ours.json)" in made
     assert render_tables(results, readme) == made
 
 

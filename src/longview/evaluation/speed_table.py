@@ -1,18 +1,31 @@
-"""The speed and memory table of the README, made from the benchmark files in `results/`."""
+"""The tables of speed and memory, made from `results/`: all rows for the docs, the main ones for the README."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Result = Mapping[str, Any]
 HEAD = "| what | Longview | beside it, in the same run | from |\n|---|---|---|---|"
 
 
-def speed_table(results: Path) -> str:
-    """Return Markdown: a table for each machine that benchmark files in `results` ran on, and the commands."""
+class Row(NamedTuple):
+    """A line of a table; the `main` ones stand in the README."""
+
+    what: str
+    ours: str
+    beside: str = ""
+    main: bool = False
+
+
+def speed_table(results: Path, *, main: bool = False, link: str = "results") -> str:
+    """Return Markdown: a table for each machine that benchmark files in `results` ran on.
+
+    With `main` only the rows that stand for the rest; without, the commands too. `link` leads to the results from the
+    page that the table is for.
+    """
     rows: dict[str, list[str]] = {}
     commands: dict[str, list[str]] = {}
     for path in sorted(Path(results).glob("*.json")):
@@ -20,19 +33,24 @@ def speed_table(results: Path) -> str:
         rows_of = ROWS.get(value.get("benchmark", "")) if isinstance(value, dict) else None
         if rows_of is None:
             continue
-        machine, source = _machine(value["environment"]), f"[{path.name}](results/{path.name})"
-        found = [f"| {what} | **{ours}** | {other} | {source} |" for what, ours, other in rows_of(value)]
-        rows.setdefault(machine, []).extend(found)
+        machine, source = _machine(value["environment"]), f"[{path.name}]({link}/{path.name})"
+        found = [
+            f"| {row.what} | **{row.ours}** | {row.beside} | {source} |"
+            for row in rows_of(value)
+            if row.main or not main
+        ]
+        if found:
+            rows.setdefault(machine, []).extend(found)
         commands.setdefault(machine, []).append(f"`{value['command']}`" if "command" in value else source)
     if not rows:
         return "_No measurements yet._"
+    made = {} if main else {machine: ["", f"Made by {', '.join(found)}."] for machine, found in commands.items()}
     return "\n\n".join(
-        "\n".join([f"**{machine}**", "", HEAD, *lines, "", f"Made by {', '.join(commands[machine])}."])
-        for machine, lines in rows.items()
+        "\n".join([f"**{machine}**", "", HEAD, *lines, *made.get(machine, [])]) for machine, lines in rows.items()
     )
 
 
-def _train(result: Result) -> list[tuple[str, str, str]]:
+def _train(result: Result) -> list[Row]:
     model, loss, batch = (result["config"][part] for part in ("model", "loss", "batches"))
     size = f"{batch['batch_size']} histories" if batch["batch_size"] else f"{batch['token_budget']:,} events"
     softmax = f"{loss['num_negatives']} negatives" if loss["kind"] == "sampled" else "full softmax"
@@ -42,32 +60,32 @@ def _train(result: Result) -> list[tuple[str, str, str]]:
     )
     peer = result.get("peer")
     ours = f"{result['seconds_per_epoch']:.1f} s"
-    rows = [(f"an epoch of training ({setting})", ours, _seconds(peer, "seconds_per_epoch"))]
+    rows = [Row(f"an epoch of training ({setting})", ours, _seconds(peer, "seconds_per_epoch"), main=peer is not None)]
     if peer:
         users = f"{result['data']['users']:,}"
         top = f"{result['recommend_seconds']:.2f} s"
-        rows.append((f"top 10 for all {users} users", top, _seconds(peer, "seconds_to_recommend")))
-    return [*rows, ("peak memory of that training", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB", "")]
+        rows.append(Row(f"top 10 for all {users} users", top, _seconds(peer, "seconds_to_recommend"), main=True))
+    return [*rows, Row("peak memory of that training", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB")]
 
 
-def _prepare(result: Result) -> list[tuple[str, str, str]]:
+def _prepare(result: Result) -> list[Row]:
     rows = result["settings"]["rows"]
     return [
-        (
+        Row(
             f"preparing {rows:,} events from {kind}",
             f"{result[f'{key}_seconds']:.0f} s, {result[f'{key}_peak_gib']} GiB",
-            "",
+            main=kind == "CSV",
         )
         for kind, key in (("CSV", "csv"), ("Parquet", "parquet"))
     ]
 
 
-def _recommend(result: Result) -> list[tuple[str, str, str]]:
+def _recommend(result: Result) -> list[Row]:
     users, name = result["data"]["users"], result["data"]["name"]
-    return [(f"top {result['settings']['k']} for all {users:,} users of {name}", f"{result['seconds']:.2f} s", "")]
+    return [Row(f"top {result['settings']['k']} for all {users:,} users of {name}", f"{result['seconds']:.2f} s")]
 
 
-def _attention(result: Result) -> list[tuple[str, str, str]]:
+def _attention(result: Result) -> list[Row]:
     rows = []
     for one in result["settings"]:
         ours = [one["providers"]["ours"][key] for key in ("forward", "forward and backward")]
@@ -76,14 +94,18 @@ def _attention(result: Result) -> list[tuple[str, str, str]]:
         faster = " / ".join(f"{times:.1f}" for times in one["times_faster"]["SDPA, causal softmax"].values())
         what = f"attention, {one['name']}, forward / forward and backward"
         rate = f"{rate} GFLOP/s ({share} of a matrix product)"
-        rows.append((what, rate, f"{faster} × as fast as causal SDPA (softmax)"))
+        main = one["name"] == "one history of 8192"
+        rows.append(Row(what, rate, f"{faster} × as fast as causal SDPA (softmax)", main))
     return rows
 
 
 UNFUSED = 5.0  # TFLOP/s; below, FlexAttention has fallen back to its unfused form, which is no comparison
 
 
-def _attention_gpu(result: Result) -> list[tuple[str, str, str]]:
+MAIN_ATTENTION = ("full causal, 4096 tokens", "full causal, 16384 tokens", "prefix 256/128, 16384 tokens")
+
+
+def _attention_gpu(result: Result) -> list[Row]:
     if "window against full causal" not in result:
         return []  # a run that was cut short
     rows = []
@@ -95,66 +117,71 @@ def _attention_gpu(result: Result) -> list[tuple[str, str, str]]:
         }
         ours = f"{rates.pop('ours')} TFLOP/s"
         beside = "; ".join(f"{name}: {rate}" for name, rate in rates.items())
-        rows.append((f"attention, {one['name']}, forward / backward", ours, beside))
+        main = one["name"].removesuffix(", dim 128") in MAIN_ATTENTION
+        rows.append(Row(f"attention, {one['name']}, forward / backward", ours, beside, main))
     scored = result["candidates"]
     what = f"{scored['users']} users × {scored['candidates']:,} candidates on {scored['history']:,} events, one layer"
-    return [*rows, (what, f"{scored['microseconds']:.0f} µs", "")]
+    return [*rows, Row(what, f"{scored['microseconds']:.0f} µs")]
 
 
-def _step(result: Result) -> list[tuple[str, str, str]]:
+def _step(result: Result) -> list[Row]:
     return [
-        (
+        Row(
             f"training step, 8 layers of width 512, {one['length']:,} events, {one['attention']}",
             f"{one['tokens_per_second'] / 1e6:.2f} M events/s, MFU {one['mfu']:.0%}",
             "" if one["times_faster_than_full"] == 1 else f"{one['times_faster_than_full']:.1f} × full causal",
+            main=one["length"] == 16384 and one["attention"] != "full causal",
         )
         for one in result["steps"]
     ]
 
 
-def _layer(result: Result) -> list[tuple[str, str, str]]:
+def _layer(result: Result) -> list[Row]:
     rows = []
     for one in result["shapes"]:
         for key, kind in (("layer_forward", "forward"), ("layer_forward_and_backward", "forward and backward")):
             times = {name: f"{row['median_ms']:.2f} ms" for name, row in one[key].items()}
             what = f"HSTU layer of width {one['width']}, {one['tokens']:,} events, {kind}"
-            rows.append((what, times.pop("ours"), "; ".join(f"{name}: {time}" for name, time in times.items())))
+            beside, main = times, one["width"] == 512 and kind != "forward"
+            ours = beside.pop("ours")
+            rows.append(Row(what, ours, "; ".join(f"{name}: {time}" for name, time in beside.items()), main))
         for key, what in (
             ("projection", "norm, projection and SiLU"),
             ("output", "norm, gate, dropout, product, residual"),
         ):
             row, bare = one[key]["ours"], one[key]["bare matrix product (cuBLAS)"]
             what = f"of that layer: {what}"
-            rows.append(
-                (what, f"{row['median_ms']:.3f} ms", f"bare matrix product (cuBLAS): {bare['median_ms']:.3f} ms")
-            )
+            beside = f"bare matrix product (cuBLAS): {bare['median_ms']:.3f} ms"
+            rows.append(Row(what, f"{row['median_ms']:.3f} ms", beside))
     return rows
 
 
-def _quantisation(result: Result) -> list[tuple[str, str, str]]:
+def _quantisation(result: Result) -> list[Row]:
     rows = []
     for one in result["products"]:
         if one["product"] == "output":
             times = {name: f"{row['median_ms']:.3f} ms" for name, row in one["alone"].items()}
             ours = f"{times.pop('FP8, ours')}, {one['alone']['FP8, ours']['times_faster_than bfloat16, ours']:.2f} ×"
             what = f"FP8 product and residual, {one['rows']:,} rows, width {one['inner']}"
-            rows.append((what, ours, "; ".join(f"{name}: {time}" for name, time in times.items())))
+            beside = "; ".join(f"{name}: {time}" for name, time in times.items())
+            rows.append(Row(what, ours, beside, main=one["inner"] == 2048))
     for one in result["tables"]:
         name = f"INT{one['bits']} table (groups of {one['group']}), rows of {one['width']}"
-        rows.append((f"{name}: size", f"{one['times_smaller']:.2f} × smaller than bfloat16", ""))
+        main = (one["bits"], one["group"]) == (4, 64)
+        rows.append(Row(f"{name}: size", f"{one['times_smaller']:.2f} × smaller than bfloat16", main=main))
         timed = [(f"{row['ids']:,} lookups", row) for row in one["lookups"] if row["kind"] == "uniform"]
         timed.append((f"{one['transfer']['ids']:,} rows copied from the host", one["transfer"]))
         for what, row in timed:
             ours, plain = row["quantised"], row["bfloat16"]
             faster = f"{ours['median_us']:.0f} µs, {ours['times_faster']:.2f} ×"
-            rows.append((f"{name}: {what}", faster, f"bfloat16: {plain['median_us']:.0f} µs"))
+            rows.append(Row(f"{name}: {what}", faster, f"bfloat16: {plain['median_us']:.0f} µs"))
     return rows
 
 
 BATCH = 32  # histories a rank in the table; the file has others
 
 
-def _balance(result: Result) -> list[tuple[str, str, str]]:
+def _balance(result: Result) -> list[Row]:
     rows = []
     for one in result["simulated"]:
         if one["batch_size_a_rank"] == BATCH:
@@ -164,11 +191,15 @@ def _balance(result: Result) -> list[tuple[str, str, str]]:
             )
             ours = f"{one['balanced']['max_over_mean']:.1%}, {one['speed_up_of_balance'] - 1:+.1%} throughput"
             plain, full = (f"{one[kind]['max_over_mean']:.1%}" for kind in ("plain", "full"))
-            rows.append((what, ours, f"plain: {plain}; whole histories: {full}"))
+            rows.append(Row(what, ours, f"plain: {plain}; whole histories: {full}", _main_balance(one)))
     return rows
 
 
-def _memory_loss(result: Result) -> list[tuple[str, str, str]]:
+def _main_balance(one: Result) -> bool:
+    return bool(one["histories"].startswith("lifelong") and one["gamma"] == 1)
+
+
+def _memory_loss(result: Result) -> list[Row]:
     def cell(row: Result) -> str:
         return f"{row['median_ms']:.2f} ms, {row['extra_mib']:,.0f} MiB"
 
@@ -181,20 +212,22 @@ def _memory_loss(result: Result) -> list[tuple[str, str, str]]:
         )
         for name, row in ours.items():
             what = f"{name} of {one['batch']} × {one['rows']:,} memory rows of {one['width']}, {one['dtype']}"
-            rows.append((f"{what}, forward and backward", cell(row), f"InfoNCE, {beside}" if beside else ""))
+            main = name == "contrastive" and one["batch"] == 256
+            rows.append(Row(f"{what}, forward and backward", cell(row), f"InfoNCE, {beside}" if beside else "", main))
     return rows
 
 
-def _memory_step(result: Result) -> list[tuple[str, str, str]]:
+def _memory_step(result: Result) -> list[Row]:
     rows = []
     for one in result["settings"]:
         times = {name: f"{row['median_ms']:.1f} ms" for name, row in one["providers"].items()}
         what = f"step of a small convolutional net, batch {one['batch']}, memory {one['memory']:,}: AXBN"
-        rows.append((what, times["AXBN"], f"XBM: {times['XBM']}; XBN: {times['XBN']}; no memory: {times['no memory']}"))
+        beside = f"XBM: {times['XBM']}; XBN: {times['XBN']}; no memory: {times['no memory']}"
+        rows.append(Row(what, times["AXBN"], beside, main=True))
     return rows
 
 
-def _loss(result: Result) -> list[tuple[str, str, str]]:
+def _loss(result: Result) -> list[Row]:
     def cell(row: Result) -> str:
         return f"{row['median_ms']:.1f} ms, {row['peak_mib']:,.0f} MiB"
 
@@ -203,15 +236,16 @@ def _loss(result: Result) -> list[tuple[str, str, str]]:
         beside = one["providers"].get("compiled cross_entropy")
         what = f"full softmax, {one['queries']:,} queries, {one['items']:,} items, width {one['width']}"
         other = "" if beside is None else f"compiled cross-entropy: {cell(beside)}"
-        rows.append((what, cell(one["providers"]["default"]), other))
+        rows.append(Row(what, cell(one["providers"]["default"]), other, main=one["items"] == 1_000_000))
     for one in result["update"]:
         ours, others = one["providers"]["row-wise AdamW"], ("torch sparse gradient, SparseAdam",)
         what = f"update of {one['rows']:,} rows of width {one['width']}, {one['lookups']:,} lookups"
-        rows.append((what, cell(ours), "; ".join(f"{name}: {cell(one['providers'][name])}" for name in others)))
+        beside = "; ".join(f"{name}: {cell(one['providers'][name])}" for name in others)
+        rows.append(Row(what, cell(ours), beside, main=True))
     return rows
 
 
-ROWS: dict[str, Callable[[Result], list[tuple[str, str, str]]]] = {
+ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "train": _train,
     "prepare": _prepare,
     "recommend": _recommend,

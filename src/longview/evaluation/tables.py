@@ -33,11 +33,31 @@ def render_tables(results: Path, readme: Path, *, write: bool = True) -> str:
     if BEGIN not in text or END not in text:
         raise InputError(f"{readme}: needs a line {BEGIN} and, after it, a line {END}, between which the tables go")
     made = _between(text, BEGIN, END, tables(load_results(results)))
-    made = _between(made, SPEED_BEGIN, SPEED_END, speed_table(results))
+    made = _between(made, SPEED_BEGIN, SPEED_END, speed_table(results, main=True))
     if write and made != text:
-        with atomic_file(readme) as work:
-            work.write_text(made, encoding="utf-8")
+        _write(readme, made)
     return made
+
+
+def render_speed(results: Path, page: Path, *, write: bool = True) -> str:
+    """Return `page`, in a folder beside `results`, with all rows of speed and memory between its markers; write it.
+
+    Raises:
+        InputError: the markers are missing.
+    """
+    page = Path(page)
+    text = page.read_text(encoding="utf-8")
+    if SPEED_BEGIN not in text or SPEED_END not in text:
+        raise InputError(f"{page}: needs a line {SPEED_BEGIN} and, after it, a line {SPEED_END}")
+    made = _between(text, SPEED_BEGIN, SPEED_END, speed_table(results, link="../results"))
+    if write and made != text:
+        _write(page, made)
+    return made
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as work:
+        work.write_text(text, encoding="utf-8")
 
 
 def _between(text: str, begin: str, end: str, content: str) -> str:
@@ -112,7 +132,7 @@ def _ours(study: Mapping[str, Any]) -> str:
     if not baseline:
         cells = [f"**{cell}**" for cell in cells]
     name = study["name"] if baseline else f"**{study['name']}**"
-    source = f"[{study['path']}](results/{study['path']}): `{study['command']}`"
+    source = f"[{study['path']}](results/{study['path']})"
     return f"| {name} | {' | '.join(cells)} | {'–' if baseline else count} | {source} |"
 
 
@@ -127,3 +147,8 @@ def _check(studies: Sequence[Mapping[str, Any]]) -> None:
         if other["fingerprint"] != study["fingerprint"]:
             found = ", ".join(f"{one['path']} {one['fingerprint']}" for one in (other, study))
             raise InputError(f"results on {study['dataset']}, {study['split']} are of different data: {found}")
+
+
+if __name__ == "__main__":
+    render_tables(Path("results"), Path("README.md"))
+    render_speed(Path("results"), Path("docs/speed.md"))
