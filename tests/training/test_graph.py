@@ -107,7 +107,6 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("setting", "reason"),
         [
-            (("loss.kind=sampled", "optimiser.tables=rowwise"), "takes its step number from the host"),
             (("task=ranking",), "task ranking reads candidates, so shapes depend on what is in a batch"),
             (("model.truncation={length: 4, layers: 1}",), "truncation cuts each history"),
             (("model.streams={all: {actions: [all]}}",), "streams parts each history"),
@@ -129,7 +128,7 @@ class TestChoice:
         monkeypatch.setattr(graph, "why_off", lambda *_: None)
         assert choose_graphs(tiny_config(), CUDA) == (True, None)
         assert choose_graphs(tiny_config("loop.graphs=off"), CUDA) == (False, None)
-        assert choose_graphs(tiny_config("loop.graphs=off", "optimiser.tables=rowwise"), CUDA) == (False, None)
+        assert choose_graphs(tiny_config("loss.kind=sampled", "optimiser.tables=rowwise"), CUDA) == (True, None)
 
 
 def trainer(data: PreparedData, config: RunConfig) -> Trainer:
@@ -194,12 +193,13 @@ class TestReplays:
         assert [name for name in kept if not torch.equal(kept[name], others[name])] == []
 
     @pytest.mark.usefixtures("deterministic")
-    @pytest.mark.parametrize("loss", ["full", "sampled", "popular", "in-batch"])
+    @pytest.mark.parametrize("loss", ["full", "sampled", "popular", "in-batch", "row-wise table"])
     @pytest.mark.parametrize("bias", ["false", "true"])  # with a bias the layer runs operation by operation
     def test_with_dropout_and_negatives_they_draw_what_launches_draw(
         self, monkeypatch: pytest.MonkeyPatch, tiny: PreparedData, tiny_config: Configure, loss: str, bias: str
     ) -> None:
-        settings = LOSSES.get(loss, (*SAMPLED, "loss.sampling=in-batch"))
+        more = {"in-batch": "loss.sampling=in-batch", "row-wise table": "optimiser.tables=rowwise"}
+        settings = LOSSES[loss] if loss in LOSSES else (*SAMPLED, more[loss])
         config = tiny_config(*settings, f"model.attention.position_bias={bias}", "model.dropout=0.5")
         replayed, launched, kept, others = in_turn(monkeypatch, tiny, config, batches_of(tiny, 20))
         assert torch.equal(replayed, launched)
@@ -248,8 +248,12 @@ class TestReplays:
 
     @pytest.mark.usefixtures("deterministic")
     @pytest.mark.parametrize("at", [2, 11])  # while shapes are launched, and after their capture
-    def test_a_resumed_run_goes_on_as_it_would_have(self, tiny: PreparedData, tiny_config: Configure, at: int) -> None:
-        config = tiny_config(*SAMPLED, "model.dropout=0.5", "optimiser.average_decay=0.9")
+    @pytest.mark.parametrize("tables", ["dense", "rowwise"])
+    def test_a_resumed_run_goes_on_as_it_would_have(
+        self, tiny: PreparedData, tiny_config: Configure, at: int, tables: str
+    ) -> None:
+        average = "optimiser.average_decay=0.9"
+        config = tiny_config(*SAMPLED, "model.dropout=0.5", average, f"optimiser.tables={tables}")
         batches = batches_of(tiny, 20)
         whole = trainer(tiny, config)
         before = train(whole, batches[:at])

@@ -142,9 +142,8 @@ def _layer(result: Result) -> list[Row]:
         for key, kind in (("layer_forward", "forward"), ("layer_forward_and_backward", "forward and backward")):
             times = {name: f"{row['median_ms']:.2f} ms" for name, row in one[key].items()}
             what = f"HSTU layer of width {one['width']}, {one['tokens']:,} events, {kind}"
-            beside, main = times, one["width"] == 512 and kind != "forward"
-            ours = beside.pop("ours")
-            rows.append(Row(what, ours, "; ".join(f"{name}: {time}" for name, time in beside.items()), main))
+            ours, main = times.pop("ours"), one["width"] == 512 and kind != "forward"
+            rows.append(Row(what, ours, "; ".join(f"{name}: {time}" for name, time in times.items()), main))
         for key, what in (
             ("projection", "norm, projection and SiLU"),
             ("output", "norm, gate, dropout, product, residual"),

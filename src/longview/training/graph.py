@@ -47,8 +47,6 @@ def why_no_graphs(config: RunConfig, device: torch.device) -> str | None:
         return f"they need a GPU, and the run is on {device.type}"
     if ranks()[0] > 1:
         return f"gradients are summed over {ranks()[0]} processes in the middle of a step"
-    if config.optimiser.tables == "rowwise":
-        return "optimiser.tables rowwise takes its step number from the host"
     model = config.model
     looks = {
         f"task {config.task} reads candidates": config.task != "retrieval",
@@ -138,7 +136,7 @@ class CapturedSteps:
         # One pool for all: they run one after another, and nothing in it is read after the next one begins.
         try:
             with (
-                _no_collection(),
+                no_collection(),
                 torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
             ):
                 shape.results = self.body(*shape.read())
@@ -152,7 +150,7 @@ class CapturedSteps:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Collect garbage now, and not in the block: a graph or an event of an earlier run that dies there would end a
     capture."""
     gc.collect()

@@ -17,15 +17,23 @@ class Rule(NamedTuple):
     """What is done with the sum of a row: the settings of `triton_segments.apply_rule`, by its names."""
 
     number: int
-    rate: float = 0.0
     eps: float = 0.0
     beta1: float = 0.0
     beta2: float = 0.0
-    correction1: float = 1.0
-    correction2: float = 1.0
     decay: float = 0.0
     seed: int = 0
-    step: int = 0
+
+
+class Moment(NamedTuple):
+    """What differs from step to step, on the device, so that a captured step can be repeated.
+
+    Attributes:
+        now: (3,) float32; the rate and the two bias corrections of AdamW.
+        steps: (1,) int64; the number of the step, from 1.
+    """
+
+    now: Tensor
+    steps: Tensor
 
 
 def sum_by_id(ids: Tensor, grads: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
@@ -43,11 +51,10 @@ def squared_norm(ids: Tensor, grads: Tensor, num_rows: int) -> Tensor:
     return squares.sum()
 
 
-def adagrad_(table: Tensor, squares: Tensor, ids: Tensor, grads: Tensor, *, rate: float, eps: float, seed: int,
-             step: int) -> None:  # fmt: skip
-    """Do what `reference.adagrad_` does; random bits of a bfloat16 table come from `seed` and `step`."""
-    rule = Rule(kernels.ADAGRAD.value, rate=rate, eps=eps, seed=seed, step=step)
-    apply_by_id(table, (squares,), ids, grads, rule)
+def adagrad_(table: Tensor, squares: Tensor, ids: Tensor, grads: Tensor, moment: Moment, *, eps: float, seed: int
+             ) -> None:  # fmt: skip
+    """Do what `reference.adagrad_` does; random bits of a bfloat16 table come from `seed` and the step."""
+    apply_by_id(table, (squares,), ids, grads, Rule(kernels.ADAGRAD.value, eps, seed=seed), moment)
 
 
 def adamw_(
@@ -55,27 +62,38 @@ def adamw_(
     moments: tuple[Tensor, Tensor],
     ids: Tensor,
     grads: Tensor,
+    moment: Moment,
     *,
-    step: int,
-    rate: float,
     betas: tuple[float, float],
     eps: float,
     decay: float,
     seed: int,
 ) -> None:
-    """Do what `reference.adamw_` does; random bits of a bfloat16 table come from `seed` and `step`."""
-    corrections = 1 - betas[0] ** step, 1 - betas[1] ** step
-    rule = Rule(kernels.ADAMW.value, rate, eps, *betas, *corrections, decay, seed, step)
-    apply_by_id(table, moments, ids, grads, rule)
+    """Do what `reference.adamw_` does; random bits of a bfloat16 table come from `seed` and the step."""
+    apply_by_id(table, moments, ids, grads, Rule(kernels.ADAMW.value, eps, *betas, decay, seed), moment)
 
 
-def apply_by_id(table: Tensor, state: tuple[Tensor, ...], ids: Tensor, grads: Tensor, rule: Rule) -> None:
+def apply_by_id(
+    table: Tensor,
+    state: tuple[Tensor, ...],
+    ids: Tensor,
+    grads: Tensor,
+    rule: Rule,
+    moment: Moment | None = None,
+) -> None:
     """Sum the rows of `grads` (n, D) by id and apply `rule` to the rows of `table` (V, D) and `state`, in place."""
     if len(ids):
-        _launch(group_ids(ids, len(table)), table, state, grads, rule)
+        _launch(group_ids(ids, len(table)), table, state, grads, rule, moment)
 
 
-def _launch(segments: Segments, table: Tensor, state: tuple[Tensor, ...], grads: Tensor, rule: Rule) -> None:
+def _launch(
+    segments: Segments,
+    table: Tensor,
+    state: tuple[Tensor, ...],
+    grads: Tensor,
+    rule: Rule,
+    moment: Moment | None = None,
+) -> None:
     n, width = grads.shape
     order, rank, unique, offsets, count = segments
     first, second = (*state, table, table)[:2]
@@ -85,7 +103,7 @@ def _launch(segments: Segments, table: Tensor, state: tuple[Tensor, ...], grads:
         unique = torch.arange(n, device=unique.device)  # a place a segment, whatever the size of the table
     sizes = {"WIDTH": width, "PADDED": padded, "num_warps": kernels.WARPS}
     flags = {"RULE": rule.number, "STOCHASTIC": table.dtype == torch.bfloat16 and moves}
-    settings = (*rule[1:], kernels.LIMIT)
+    settings = (*(moment or (grads, order)), *rule[1:], kernels.LIMIT)  # without a step nobody reads the first two
     with on_device_of(table):
         at_once = kernels.segments_at_once(padded)
         kernels.sum_short[(-(-n // at_once),)](

@@ -38,7 +38,7 @@ def adagrad_(
     ids: Tensor,
     grads: Tensor,
     *,
-    rate: float,
+    rate: float | Tensor,
     eps: float,
     generator: torch.Generator | None = None,
 ) -> None:
@@ -60,7 +60,7 @@ def adamw_(
     grads: Tensor,
     *,
     step: int,
-    rate: float,
+    rate: float | Tensor,
     betas: tuple[float, float],
     eps: float,
     decay: float,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from longview.errors import InputError
 from longview.ops.embedding import reference
 from longview.ops.embedding.path import Path, path_for
+
+if TYPE_CHECKING:
+    from longview.ops.embedding.fused import Moment
 
 
 class RowwiseOptimiser(ABC):
@@ -23,7 +26,7 @@ class RowwiseOptimiser(ABC):
     Args:
         table: (V, D) contiguous; float32, or bfloat16, which is rounded stochastically so that updates smaller than
             its last digit still move it on average.
-        rate: may be changed between steps, through the attribute `rate`.
+        rate: may be changed between steps, through the attribute `rate`; a scalar tensor on the table's device, too.
         seed: of the rounding.
         path: `torch` or `triton`; None = the device's own.
 
@@ -31,12 +34,13 @@ class RowwiseOptimiser(ABC):
         InputError: a table that is not a contiguous float matrix, ids and gradients that do not fit it.
     """
 
-    def __init__(self, table: Tensor, *, rate: float, seed: int = 0, path: Path | None = None) -> None:
+    def __init__(self, table: Tensor, *, rate: float | Tensor, seed: int = 0, path: Path | None = None) -> None:
         if table.dim() != 2 or not table.is_floating_point() or not table.is_contiguous():
             raise InputError(f"a contiguous floating point table (V, D) expected, got {tuple(table.shape)}")
         self.table, self.rate, self.seed = table, rate, seed
         self.path = path_for(table, path)
-        self.steps = torch.zeros((), dtype=torch.int64)
+        # On the device of the kernels: a captured step counts by itself.
+        self.steps = torch.zeros((), dtype=torch.int64, device=table.device if self.path == "triton" else "cpu")
         self._state: dict[str, Tensor] = {}
 
     def step(self, ids: Tensor, grads: Tensor) -> None:
@@ -87,6 +91,15 @@ class RowwiseOptimiser(ABC):
     def _update(self, ids: Tensor, grads: Tensor) -> None:
         """Move the rows; `steps` counts this one."""
 
+    def _moment(self, *betas: float) -> Moment:
+        """Return what the kernels need to know of this step; nothing waits for the device."""
+        from longview.ops.embedding import fused
+
+        count, device = self.steps.double(), self.table.device
+        rate = self.rate if isinstance(self.rate, Tensor) else torch.full((), self.rate, device=device)
+        corrections = torch.stack([1 - torch.pow(beta, count) for beta in betas])
+        return fused.Moment(torch.cat([rate.float()[None], corrections.float()]), self.steps[None])
+
     def _generator(self) -> torch.Generator:
         """Return the stream of the next step's rounding, which depends on the seed and the step alone."""
         seed = (self.seed * 1_000_003 + int(self.steps)) % (1 << 63)
@@ -106,7 +119,7 @@ class RowwiseAdagrad(RowwiseOptimiser):
     """
 
     def __init__(
-        self, table: Tensor, *, rate: float = 0.01, eps: float = 1e-8, seed: int = 0, path: Path | None = None
+        self, table: Tensor, *, rate: float | Tensor = 0.01, eps: float = 1e-8, seed: int = 0, path: Path | None = None
     ) -> None:
         super().__init__(table, rate=rate, seed=seed, path=path)
         self.eps = eps
@@ -121,9 +134,8 @@ class RowwiseAdagrad(RowwiseOptimiser):
             return
         from longview.ops.embedding import fused
 
-        fused.adagrad_(
-            self.table, squares, ids, grads, rate=self.rate, eps=self.eps, seed=self.seed, step=int(self.steps)
-        )
+        moment = self._moment(0.0, 0.0)
+        fused.adagrad_(self.table, squares, ids, grads, moment, eps=self.eps, seed=self.seed)
 
 
 class RowwiseAdamW(RowwiseOptimiser):
@@ -136,7 +148,7 @@ class RowwiseAdamW(RowwiseOptimiser):
         self,
         table: Tensor,
         *,
-        rate: float = 1e-3,
+        rate: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -150,13 +162,14 @@ class RowwiseAdamW(RowwiseOptimiser):
         }
 
     def _update(self, ids: Tensor, grads: Tensor) -> None:
-        first, second, step = self._state["first"], self._state["second"], int(self.steps)
-        settings: dict[str, Any] = {
-            "step": step, "rate": self.rate, "betas": self.betas, "eps": self.eps, "decay": self.weight_decay
-        }  # fmt: skip
+        first, second = self._state["first"], self._state["second"]
+        settings: dict[str, Any] = {"betas": self.betas, "eps": self.eps, "decay": self.weight_decay}
         if self.path == "torch":
-            reference.adamw_(self.table, first, second, ids, grads, generator=self._generator(), **settings)
+            step, rate = int(self.steps), self.rate
+            reference.adamw_(
+                self.table, first, second, ids, grads, step=step, rate=rate, generator=self._generator(), **settings
+            )
             return
         from longview.ops.embedding import fused
 
-        fused.adamw_(self.table, (first, second), ids, grads, seed=self.seed, **settings)
+        fused.adamw_(self.table, (first, second), ids, grads, self._moment(*self.betas), seed=self.seed, **settings)

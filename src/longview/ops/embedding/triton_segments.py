@@ -53,10 +53,14 @@ def round_stochastically(values, row, dims, seed, step):
 @triton.jit
 def apply_rule(
     sum_sD, row_s, live_s, table, first, second,
-    rate, eps, beta1, beta2, correction1, correction2, decay, seed, step,
+    now, steps, eps, beta1, beta2, decay, seed,
     RULE: tl.constexpr, STOCHASTIC: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Do what RULE says with the sums (s, D) of the rows `row_s` where `live_s`."""
+    """Do what RULE says with the sums (s, D) of the rows `row_s` where `live_s`.
+
+    `now` (3,) float32 are rate and bias corrections of this step, number `steps` (1,); they change from step to step,
+    and a captured step reads them anew.
+    """
     dims = tl.arange(0, PADDED)[None, :]
     row = row_s.to(tl.int64)[:, None]
     inside = live_s[:, None] & (dims < WIDTH)
@@ -65,6 +69,7 @@ def apply_rule(
     if RULE == SQUARE:
         tl.store(first + row_s, tl.sum(sum_sD * sum_sD, 1), mask=live_s)
     if RULE != PUT and RULE != SQUARE:
+        rate, correction1, correction2 = tl.load(now), tl.load(now + 1), tl.load(now + 2)
         weight_sD = tl.load(table + place, mask=inside, other=0.0).to(tl.float32)
     if RULE == ADAGRAD:
         square_s = tl.load(first + row_s, mask=live_s, other=0.0) + tl.sum(sum_sD * sum_sD, 1) / WIDTH
@@ -80,15 +85,15 @@ def apply_rule(
         spread_sD = tl.sqrt(second_sD / correction2) + eps
         found = weight_sD * (1 - rate * decay) - rate * (first_sD / correction1) / spread_sD
     if STOCHASTIC:
-        found = round_stochastically(found, row, dims, seed, step)
+        found = round_stochastically(found, row, dims, seed, tl.load(steps).to(tl.int32))
     if RULE != SQUARE:
         tl.store(table + place, found.to(table.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed", "step", "limit"])
+@triton.jit(do_not_specialize=["seed", "limit"])
 def sum_short(
     grads, order, unique, offsets, count, table, first, second,
-    rate, eps, beta1, beta2, correction1, correction2, decay, seed, step, limit,
+    now, steps, eps, beta1, beta2, decay, seed, limit,
     RULE: tl.constexpr, STOCHASTIC: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Sum SEGMENTS segments of up to `limit` lookups each, and apply RULE to the sums."""
@@ -109,7 +114,7 @@ def sum_short(
         row_s = tl.load(unique + segment, mask=known, other=0)
         apply_rule(
             sum_sD, row_s, length_s > 0, table, first, second,
-            rate, eps, beta1, beta2, correction1, correction2, decay, seed, step, RULE, STOCHASTIC, WIDTH, PADDED,
+            now, steps, eps, beta1, beta2, decay, seed, RULE, STOCHASTIC, WIDTH, PADDED,
         )  # fmt: skip
 
 
@@ -149,10 +154,10 @@ def sum_pieces(
         tl.store(place + WIDTH, tl.sum(tail_rD, 0), mask=flat < WIDTH)
 
 
-@triton.jit(do_not_specialize=["n", "seed", "step", "limit"])
+@triton.jit(do_not_specialize=["n", "seed", "limit"])
 def sum_long(
     pieces, rank, unique, offsets, table, first, second, n,
-    rate, eps, beta1, beta2, correction1, correction2, decay, seed, step, limit,
+    now, steps, eps, beta1, beta2, decay, seed, limit,
     RULE: tl.constexpr, STOCHASTIC: tl.constexpr, AT_ONCE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Join the pieces of the long segment that starts among `limit` sorted lookups, if one does; apply RULE."""
@@ -174,7 +179,7 @@ def sum_long(
         apply_rule(
             tl.sum(sum_rD, 0)[None, :], tl.load(unique + segment) + tl.arange(0, 1),
             tl.full([1], 1, tl.int1), table, first, second,
-            rate, eps, beta1, beta2, correction1, correction2, decay, seed, step, RULE, STOCHASTIC, WIDTH, PADDED,
+            now, steps, eps, beta1, beta2, decay, seed, RULE, STOCHASTIC, WIDTH, PADDED,
         )  # fmt: skip
 
 
@@ -197,8 +202,8 @@ def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, 
 
 
 SETTINGS = {
-    "rate": "fp32", "eps": "fp32", "beta1": "fp32", "beta2": "fp32", "correction1": "fp32", "correction2": "fp32",
-    "decay": "fp32", "seed": "i64", "step": "i32", "limit": "i32",
+    "now": "*fp32", "steps": "*i64", "eps": "fp32", "beta1": "fp32", "beta2": "fp32", "decay": "fp32", "seed": "i64",
+    "limit": "i32",
 }  # fmt: skip
 SHORT = {"grads": "*fp32", "order": "*i64", "unique": "*i64", "offsets": "*i64", "count": "*i64"}
 PIECES = {
