@@ -8,7 +8,6 @@ from typing import Any
 
 from longview.errors import InputError
 from longview.evaluation.curves import GRID, INK, MODEL, MUTED
-from longview.evaluation.speed_table import UNFUSED
 from longview.files import atomic_file
 
 COLOURS = {"full causal": "#98a2ae", "prefix 256/128": "#d9822b", "prefix 512/256": MODEL, "prefix 1024/512": "#7fa58a"}
@@ -56,8 +55,6 @@ def _curves(result: Mapping[str, Any], provider: str) -> dict[str, list[tuple[in
         if one["dim"] != 128 or one["longest"] * one["sequences"] != one["tokens"] or provider not in one["providers"]:
             continue
         row = one["providers"][provider]
-        if row["forward"]["tflops"] < UNFUSED:
-            continue
         milliseconds = row["forward"]["median_ms"] + row["backward"]["median_ms"]
         work = row["forward"]["tflops"] * row["forward"]["median_ms"] * 3.5
         point = (one["longest"], milliseconds, work / milliseconds)

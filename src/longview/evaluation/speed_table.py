@@ -99,9 +99,6 @@ def _attention(result: Result) -> list[Row]:
     return rows
 
 
-UNFUSED = 5.0  # TFLOP/s; below, FlexAttention has fallen back to its unfused form, which is no comparison
-
-
 MAIN_ATTENTION = ("full causal, 4096 tokens", "full causal, 16384 tokens", "prefix 256/128, 16384 tokens")
 
 
@@ -113,7 +110,6 @@ def _attention_gpu(result: Result) -> list[Row]:
         rates = {
             name: " / ".join(f"{row[kind]['tflops']:.0f}" for kind in ("forward", "backward"))
             for name, row in one["providers"].items()
-            if row["forward"]["tflops"] >= UNFUSED
         }
         ours = f"{rates.pop('ours')} TFLOP/s"
         beside = "; ".join(f"{name}: {rate}" for name, rate in rates.items())

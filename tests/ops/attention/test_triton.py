@@ -225,7 +225,7 @@ def test_every_shipped_configuration_compiles_for_hopper() -> None:
     rows = compiled("longview.ops.attention.triton_shipped")
     assert len(rows) == 51
     for row in rows:
-        assert row["stack"] <= 16, row
+        assert row["stack"] <= (16 if row["name"] == "rows 256 0/0 bias" else 0), row
         assert row["wgmma"] > 0, row
 
 

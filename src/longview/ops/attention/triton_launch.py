@@ -19,7 +19,7 @@ from longview.ops.attention.triton_backward import attention_backward_rows
 from longview.ops.attention.triton_backward_keys import attention_backward_keys, attention_backward_sum
 from longview.ops.attention.triton_forward import attention_forward
 from longview.ops.attention.triton_tuning import SHIPPED, Blocks, ChosenBlocks, Kernel, blocks_for
-from longview.ops.attention.work import KeyItems, Shape, key_items, row_items
+from longview.ops.attention.work import KeyItems, Shape, key_items, longest_of, row_items
 from longview.ops.kernels import interpreted, on_device_of, padded_dim
 
 SLICE = 2048  # rows of a slice of a block of keys that all rows see
@@ -93,7 +93,7 @@ def _made(
     if offsets.device.type == "cuda":  # values cannot be looked at without waiting: the device stops on bad ones
         fits = (offsets[0] == 0) & (offsets[-1] == total) & (offsets.diff() >= 0).all()
         torch._assert_async(fits, f"attention: offsets must rise from 0 to {total}, the tokens of q")
-    longest = 0 if context is None or context.numel() == 0 else int(context.max())
+    longest = 0 if context is None else longest_of(context)
     return Batch(Shape(offsets, context, targets, total, longest, query_offsets, total_queries), mask)
 
 

@@ -16,10 +16,26 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from longview.ops.attention.mask import MaskSpec
 
 VACANT = -1
+_longest: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def declare_longest(lengths: Tensor, longest: int) -> Tensor:
+    """Return `lengths` (batch,), of which none exceeds `longest` from now on: nobody waits for a device to learn it."""
+    _longest[lengths] = longest
+    return lengths
+
+
+def longest_of(lengths: Tensor) -> int:
+    """Return the largest of some lengths, or what was declared to be no less; without that a GPU is waited for."""
+    declared: int | None = _longest.get(lengths)  # type: ignore[no-untyped-call]
+    if declared is not None:
+        return declared
+    return int(lengths.max()) if lengths.numel() else 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from torch import Tensor
 from longview.ops.hstu_layer.tiling import Walk
 
 FORWARD = Walk(elements=2048, warps=1)
-BACKWARD = Walk(elements=1024, warps=4, resident=8)  # few programs, so that few partial sums remain
+BACKWARD = Walk(elements=512, warps=2, resident=16)  # few programs, so that few partial sums remain
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and 1/standard deviation of each row, float32."""
