@@ -10,6 +10,7 @@ import torch
 
 from longview.bench.attention_gpu import bench_attention_gpu, default_settings, jagged_settings
 from longview.bench.attention_plot import draw_attention
+from longview.bench.scoring import bench_scoring
 from longview.bench.step import bench_step
 from longview.errors import InputError
 from longview.evaluation.speed_table import ROWS
@@ -18,7 +19,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 @NO_GPU
-@pytest.mark.parametrize("bench", [bench_attention_gpu, bench_step])
+@pytest.mark.parametrize("bench", [bench_attention_gpu, bench_step, bench_scoring])
 def test_without_a_gpu_it_says_so(bench: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this machine has no CUDA GPU; see longview doctor"):
         bench(tmp_path / "result.json")
@@ -72,9 +73,10 @@ def test_the_picture_is_written(tmp_path: Path) -> None:
 
 def test_rows_of_the_table() -> None:
     rows = ROWS["attention on a GPU"](result())
-    assert rows[0] == (
+    assert rows[0][:3] == (
         "attention, full causal, 1024 tokens, dim 128, forward / backward",
         "200 / 50 TFLOP/s",
         "SDPA, causal softmax: 200 / 50",
     )
-    assert rows[-1] == ("8 users × 1,024 candidates on 8,192 events, one layer", "35 µs", "")
+    assert rows[-1][:3] == ("8 users × 1,024 candidates on 8,192 events, one layer", "35 µs", "")
+    assert [row.main for row in rows].count(True) == 1
