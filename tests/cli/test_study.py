@@ -10,6 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from longview.cli.app import app
+from longview.data.images import prepare_images
+from tests.image_classes import SETTINGS as IMAGE_SETTINGS
+from tests.image_classes import write_classes
 from tests.trained_run import SETTINGS, TrainedRun
 
 SMALL = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -31,6 +34,14 @@ def test_two_seeds_make_one_summary_and_are_not_repeated(trained: TrainedRun, tm
     written = weights.stat().st_mtime_ns
     assert study(*words, *SMALL)[0] == 0
     assert weights.stat().st_mtime_ns == written
+
+
+def test_the_drift_of_smaller_tables_is_said_and_written(trained: TrainedRun, tmp_path: Path) -> None:
+    words = ["hstu-small", trained.data, "--seeds", "3", "--out", tmp_path / "runs", "--json", tmp_path / "s.json"]
+    code, output = study(*words, *SMALL, "--tables", "int8,int4")
+    assert code == 0
+    assert "int4 tables, hr@10: " in output
+    assert [one["tables"] for one in json.loads((tmp_path / "s.json").read_text())["quantised"]] == ["int8", "int4"]
 
 
 def test_baselines_have_no_seed(trained: TrainedRun, tmp_path: Path) -> None:
@@ -94,6 +105,7 @@ def test_an_ablation_on_prepared_data_writes_a_result_and_a_picture(trained: Tra
     ("words", "expected"),
     [
         (["hstu-small"], "needs DATA"),
+        (["ablation", "DATA", "--tables", "int4", "--out", "x"], "--tables is for one configuration"),
         (["hstu-small", "DATA", "--draw", "--out", "x"], "--draw is for `longview study ablation`"),
         (["ablation"], "needs --out"),
         (["scaling", "--out", "x", "--grid", "GRID"], "run `longview study ablation` with it"),
@@ -106,3 +118,28 @@ def test_bad_grids(trained: TrainedRun, tmp_path: Path, words: list[str], expect
     code, output = study(*[real.get(word, word) for word in words], "--json", tmp_path / "s.json")
     assert code == 2
     assert expected in " ".join(output.split())
+
+
+def test_a_study_of_metric_learning_writes_a_result_and_pictures(tmp_path: Path) -> None:
+    images = prepare_images(write_classes(tmp_path / "source"), out=tmp_path / "data", workers=0, test_classes=0.34)
+    given = (one.split("=") for one in IMAGE_SETTINGS if not one.startswith(("loop", "memory", "data.valid")))
+    values = {
+        "kind": "metric-learning",
+        "data": "nowhere",
+        "settings": {key: yaml.safe_load(value) for key, value in given},
+        "steps": 8,
+        "seeds": [0],
+        "policies": {"xbm": {"memory.drift": {"kind": "none"}}, "axbn": {}},
+        "batches": [6],
+    }
+    grid = tmp_path / "letters.yaml"
+    grid.write_text(yaml.safe_dump(values))
+    words: list[str | Path] = ["metric-learning", images.path, "--grid", grid, "--json", tmp_path / "s.json"]
+    assert study(*words)[0] == 2  # needs --out
+    code, output = study(*words, "--out", tmp_path / "out", "--seeds", "0,1")
+    assert code == 0
+    assert "axbn against xbm, recall@1:" in output
+    result = json.loads((tmp_path / "s.json").read_text())
+    assert (result["complete"], result["seeds"], len(result["rows"])) == (True, [0, 1], 2)
+    assert (tmp_path / "s.png").exists()
+    assert (tmp_path / "s-drift.png").exists()

@@ -60,7 +60,7 @@ def test_training_sequences_stop_before_validation_and_target_the_next_item(data
 
 def test_no_target_is_a_validation_or_test_target(data: PreparedData) -> None:
     held_out = {*data.items[data.split.validation.target].tolist(), *data.items[data.split.test.target].tolist()}
-    for windows in ("latest", "random", "all"):
+    for windows in ("latest", "random", "all", "shifted"):
         for batch in TrainingBatches(data, max_length=4, windows=windows).epoch(3):  # type: ignore[arg-type]
             assert batch.targets is not None
             assert not held_out & set(batch.targets.tolist())
@@ -77,6 +77,18 @@ def test_all_windows_cover_every_event_once(data: PreparedData) -> None:
     assert batch.max_length == 4
 
 
+def test_shifted_windows_cover_every_event_once_and_are_cut_elsewhere_in_each_epoch(data: PreparedData) -> None:
+    batches = TrainingBatches(data, max_length=4, batch_size=100, windows="shifted")
+    cuts = set()
+    for number in range(60):
+        found = [sequence for batch in epoch(batches, number) for sequence in batch]
+        assert sorted(item for sequence in found for item in sequence) == [*range(6, 12), *range(15, 32), 35]
+        assert max(map(len, found)) <= 4
+        assert [35] in found
+        cuts |= {sequence[0] for sequence in found}
+    assert cuts == {*range(6, 12), *range(15, 32), 35}
+
+
 def test_random_windows_differ_between_epochs_and_stay_inside_their_user(data: PreparedData) -> None:
     batches = TrainingBatches(data, max_length=4, batch_size=100, windows="random")
     seen = {tuple(sequence) for number in range(150) for batch in epoch(batches, number) for sequence in batch}
@@ -85,7 +97,7 @@ def test_random_windows_differ_between_epochs_and_stay_inside_their_user(data: P
     assert all(list(sequence) == list(range(sequence[0], sequence[0] + len(sequence))) for sequence in seen)
 
 
-@pytest.mark.parametrize("windows", ["latest", "random", "all"])
+@pytest.mark.parametrize("windows", ["latest", "random", "all", "shifted"])
 @pytest.mark.parametrize("limits", [{"batch_size": 2}, {"batch_size": None, "token_budget": 7}])
 def test_an_epoch_resumes_at_any_step(data: PreparedData, windows: str, limits: dict[str, int]) -> None:
     def fresh() -> TrainingBatches:

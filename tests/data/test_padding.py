@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longview.data.batches import JaggedBatch, batch_of_sequences
-from longview.data.padding import Capacity, capacity_for, padded
+from longview.data.padding import Capacity, capacity_for, fixed_size, padded, vacant_sequences
 from longview.errors import InputError
+from longview.ops.jagged import history_ages
 
 LONGEST = 7
 LENGTHS = st.lists(st.integers(1, LONGEST), min_size=1, max_size=60)
@@ -26,7 +27,7 @@ def test_real_rows_stay_and_padding_follows_in_sequences_of_its_own(lengths: lis
     batch = batch_of(lengths)
     capacity = capacity_for(batch, LONGEST)
     filled = padded(batch, capacity, LONGEST)
-    assert (filled.num_tokens, filled.num_sequences) == capacity
+    assert (filled.num_tokens, filled.num_sequences) == capacity[:2]
     for name in ("items", "timestamps", "targets"):
         assert torch.equal(getattr(filled, name)[: batch.num_tokens], getattr(batch, name))
         assert getattr(filled, name).shape == (capacity.tokens,)
@@ -74,10 +75,49 @@ def test_a_batch_that_does_not_fit_is_refused(capacity: Capacity) -> None:
         padded(batch_of([3]), capacity, LONGEST)
 
 
-@pytest.mark.parametrize("column", ["context", "target_lengths", "labels"])
-def test_tokens_that_are_no_events_are_refused(column: str) -> None:
-    with pytest.raises(InputError, match="context or candidates cannot be padded"):
-        padded(batch_of_sequences([[1, 2]], **{column: torch.ones(1, 1)}), Capacity(16, 4), LONGEST)
+def test_context_of_padding_is_unknown() -> None:
+    batch = batch_of_sequences([[1, 2], [3]], context=torch.tensor([[4, 5], [6, 7]]))
+    filled = padded(batch, Capacity(16, 6), LONGEST)
+    assert filled.context is not None
+    assert filled.context.tolist() == [[4, 5], [6, 7], *[[0, 0]] * 4]
+
+
+@given(st.lists(st.tuples(st.integers(0, LONGEST), st.integers(1, 3)), min_size=1, max_size=60))
+def test_candidates_of_padding_are_the_last_tokens_and_nothing_is_known_of_them(parts: list[tuple[int, int]]) -> None:
+    """Histories of 0 to 7 events with 1 to 3 candidates behind each."""
+    counts = torch.tensor([count for _, count in parts])
+    batch = batch_of_sequences(
+        [[1] * (events + count) for events, count in parts],
+        target_lengths=counts,
+        labels=torch.arange(2.0 * int(counts.sum())).view(-1, 2),
+    )
+    capacity = capacity_for(batch, LONGEST)
+    filled = padded(batch, capacity, LONGEST, candidates=3)
+    assert filled.max_length == LONGEST + 3
+    assert filled.labels is not None
+    assert filled.target_lengths is not None
+    assert batch.labels is not None
+    assert len(filled.labels) == capacity.candidates == int(filled.target_lengths.sum())
+    assert torch.equal(filled.labels[: len(batch.labels)], batch.labels)
+    assert bool(filled.labels[len(batch.labels) :].isnan().all())
+    assert torch.equal(filled.target_lengths[: len(parts)], counts)
+    lengths = filled.offsets.diff()
+    assert bool((filled.target_lengths <= lengths).all())
+    assert int(lengths[len(parts) :].max()) <= LONGEST
+    ahead = history_ages(filled.offsets, filled.num_tokens, filled.target_lengths) < 0
+    more = capacity.candidates - len(batch.labels)
+    assert torch.equal(
+        ahead[batch.num_tokens :], torch.arange(batch.num_tokens, capacity.tokens) >= capacity.tokens - more
+    )
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**4))
+def test_rows_a_model_selects_have_few_sizes_and_room_for_what_is_missing(rows: int, longest: int) -> None:
+    size = fixed_size(rows)
+    assert rows <= size <= max(16, rows + 16, 1.25 * rows)
+    assert size % 16 == 0
+    assert size - rows <= vacant_sequences(size, longest) * longest
+    assert fixed_size(size) == size
 
 
 def test_a_batch_that_was_on_its_way_to_a_device_can_be_padded() -> None:

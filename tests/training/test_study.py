@@ -69,3 +69,27 @@ def test_seeds_must_be_there_and_differ(
 ) -> None:
     with pytest.raises(InputError, match="seeds"):
         run_study(tiny_config(), tiny, tmp_path / "study", seeds=seeds, command="")
+
+
+def test_what_smaller_tables_cost_is_part_of_the_summary(
+    tiny: PreparedData, tiny_config: Configure, tmp_path: Path
+) -> None:
+    result = run_study(
+        tiny_config("loop.epochs=1"), tiny, tmp_path / "study", seeds=(0, 1), command="", tables=("int4",)
+    )
+    (small,) = result["quantised"]
+    full = [entry["metrics"]["ndcg@10"] for entry in result["seeds"]]
+    assert small["tables"] == "int4"
+    assert small["metrics"]["ndcg@10"]["full"] == pytest.approx(sum(full) / 2)
+    assert len(small["metrics"]["ndcg@10"]["seeds"]) == 2
+
+
+def test_tables_are_refused_before_anything_is_trained(
+    tiny: PreparedData, tiny_config: Configure, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="choose int8 or int4"):
+        run_study(tiny_config(), tiny, tmp_path / "study", command="", tables=("int2",))
+    config = tiny_config("task=ranking")
+    with pytest.raises(InputError, match="longview evaluate RUN"):
+        run_study(config, tiny, tmp_path / "study", command="", tables=("int4",))
+    assert not (tmp_path / "study").exists()

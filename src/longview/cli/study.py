@@ -19,13 +19,15 @@ SHOWN = ("hr@10", "ndcg@10", "ne", "auc", "gauc")
 
 
 GRIDS = ("ablation", "scaling")
+METRIC = "metric-learning"  # a grid of its own, on images
 
 
 def study_command(
     config: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|FILE.yaml|ablation|scaling", help="Preset or file, for example configs/x.yaml; or a grid."
+            metavar="NAME|FILE.yaml|ablation|scaling|metric-learning",
+            help="Preset or file, for example configs/x.yaml; or a grid.",
         ),
     ],
     json: Annotated[Path, typer.Option("--json", metavar="FILE", help="Where the summary goes.")],
@@ -40,32 +42,47 @@ def study_command(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     parallel: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.")] = 1,
+    tables: Annotated[
+        str | None, typer.Option(metavar="int8,int4", help="Also evaluate with quantised item tables: their drift.")
+    ] = None,
     grid: Annotated[
-        Path | None, typer.Option(help="ablation, scaling: the study. [default: configs/study-ablation.yaml, …]")
+        Path | None, typer.Option(help="Of a grid: the study. [default: configs/study-ablation.yaml, …]")
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0, help="ablation, scaling: stop after so many; the same command goes on.")
+        float | None, typer.Option(min=0, help="Of a grid: stop after so many; the same command goes on.")
     ] = None,
-    draw: Annotated[
-        bool, typer.Option("--draw", help="ablation, scaling: only summarise and draw what is there.")
-    ] = False,
+    draw: Annotated[bool, typer.Option("--draw", help="Of a grid: only summarise and draw what is there.")] = False,
 ) -> None:
     """Train once a seed and write mean and standard deviation of every metric. Interrupted studies go on.
 
     With `baselines` in place of a configuration: popularity, item-kNN and EASE, which have no seed. With `ablation` or
     `scaling`: a grid of configurations, with costs in operations and time, intervals and a picture beside the JSON.
+    With `metric-learning`: drift policies by batch and memory size on images, on all GPUs.
     """
     command = " ".join(["longview", *sys.argv[1:]])
-    runs = _Runs(data, json, out, _seeds(seeds), set_ or [], device, parallel, command)
+    names = () if tables is None else tuple(tables.split(","))
+    runs = Runs(data, json, out, _seeds(seeds), set_ or [], device, parallel, names, command)
+    if config in (*GRIDS, METRIC, "baselines"):
+        _refuse(f"one configuration, not for `longview study {config}`", tables=tables)
+    if config == METRIC:
+        from longview.cli.study_metric import run_metric_study
+
+        run_metric_study(runs, grid, max_minutes, draw)
+        return
     if config in GRIDS:
         _grid(config, runs, grid, max_minutes, draw)
         return
-    _refuse_grid_options(grid=grid, max_minutes=max_minutes, draw=draw or None)
+    _refuse(
+        "`longview study ablation`, `scaling` and `metric-learning`",
+        grid=grid,
+        max_minutes=max_minutes,
+        draw=draw or None,
+    )
     _repeat(config, runs)
 
 
 @dataclass(frozen=True)
-class _Runs:
+class Runs:
     """What a study is run with, whichever kind it is."""
 
     data: Path | None
@@ -75,10 +92,11 @@ class _Runs:
     settings: list[str]
     device: str
     parallel: int
+    tables: tuple[str, ...]
     command: str
 
 
-def _repeat(config: str, runs: _Runs) -> None:
+def _repeat(config: str, runs: Runs) -> None:
     """Train one configuration once a seed, or fit the baselines."""
     from rich.console import Console
 
@@ -105,18 +123,28 @@ def _repeat(config: str, runs: _Runs) -> None:
         command=runs.command,
         device=runs.device,
         parallel=runs.parallel,
+        tables=runs.tables,
         progress=make_progress(Console(stderr=True)) if runs.parallel == 1 else None,
     )
     write_json(runs.json, summary)
     for name in [n for n in SHOWN if n in summary["mean"]] or list(summary["mean"]):
         say(f"{name}: {summary['mean'][name]:.4f} ± {summary['std'][name]:.4f} over {len(seeds)} seeds")
+    _say_drift(summary.get("quantised", []))
     for other in summary.get("baselines", []):
         shown = ", ".join(f"{n} {other['metrics'][n]:.4f}" for n in SHOWN if n in other["metrics"])
         say(f"beside it, {other['name']}: {shown}")
     say(f"Written to {runs.json}")
 
 
-def _grid(kind: str, runs: _Runs, grid: Path | None, max_minutes: float | None, draw: bool) -> None:
+def _say_drift(quantised: list[dict[str, Any]]) -> None:
+    for small in quantised:
+        for name, moved in small["metrics"].items():
+            if moved["interval"] is not None:
+                low, high = moved["interval"]
+                say(f"{small['tables']} tables, {name}: {moved['relative']:+.2%}, interval {low:+.2%} to {high:+.2%}")
+
+
+def _grid(kind: str, runs: Runs, grid: Path | None, max_minutes: float | None, draw: bool) -> None:
     """Run an ablation or a scaling study as far as the time goes, and write and draw what is there."""
     from longview.errors import InputError
     from longview.evaluation.study_plots import draw_study
@@ -180,12 +208,12 @@ def _seeds(text: str | None) -> list[int] | None:
         raise InputError(f"--seeds {text!r}: expected numbers separated by commas, for example 0,1,2") from None
 
 
-def _refuse_grid_options(**given: object) -> None:
+def _refuse(what_for: str, **given: object) -> None:
     from longview.errors import InputError
 
     for name, value in given.items():
         if value is not None:
-            raise InputError(f"--{name.replace('_', '-')} is for `longview study ablation` and `scaling`")
+            raise InputError(f"--{name.replace('_', '-')} is for {what_for}")
 
 
 def _baselines(data: PreparedData, json: Path, command: str) -> None:

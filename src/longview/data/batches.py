@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from longview.data.stochastic_length import LoadBalancer, StochasticLength, Stoc
 from longview.errors import InputError
 
 Rows = npt.NDArray[np.int64]
-Windows = Literal["latest", "random", "all"]
+Windows = Literal["latest", "random", "all", "shifted"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class JaggedBatch:
 
     `context` (batch, features) int64 codes of each user, 0 unknown. `target_lengths` (batch,) int64: so many tokens at
     the end of each sequence are candidates, `labels` (candidates, tasks) float32 what came of them, NaN unknown.
+
+    `sizes`: how many rows each selection of a model keeps of a batch filled to a fixed shape (`Retriever.sizes`), or
+    None where that follows from what is in the batch.
     """
 
     items: Tensor
@@ -48,6 +51,7 @@ class JaggedBatch:
     context: Tensor | None = None
     target_lengths: Tensor | None = None
     labels: Tensor | None = None
+    sizes: Mapping[str, int] | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -70,14 +74,12 @@ class JaggedBatch:
     def to(self, device: torch.device | str) -> JaggedBatch:
         """Return the batch on `device`."""
         known = {"max_length": self.max_length, "host_offsets": self.host_offsets}
-        moved = replace(
-            self,
-            **{
-                name: value.to(device, non_blocking=True)
-                for name, value in vars(self).items()
-                if isinstance(value, Tensor) and name not in known
-            },
-        )
+        columns: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name not in known
+        }
+        moved = replace(self, **columns)
         vars(moved).update(known)
         return moved
 
@@ -160,7 +162,8 @@ class TrainingBatches:
         batch_size: sequences a batch, or None to fill `token_budget`.
         token_budget: tokens a batch, at most (a single longer sequence still gets a batch of its own).
         windows: which part of a longer history trains: the `latest` events, one `random` window an epoch,
-            or `all` of it as several sequences.
+            or `all` of it as several sequences; `shifted` is all of it, cut at places drawn anew in every epoch, so
+            that an event has another history before it each time.
         shuffle_ties: draw the order of a user's events that share a timestamp anew in every epoch; where the log's
             order within a day means nothing, this teaches the model so.
         stochastic_length: which of the long ones train whole. Where load is balanced, `token_budget` holds on average.
@@ -250,10 +253,14 @@ class TrainingBatches:
             return begin, np.minimum(begin + self.max_length, end)
         if self.windows == "latest":
             return start + excess, end
-        count = -(-(end - start) // self.max_length)
+        # Windows are counted back from `last`: the newest event, or beyond it, which makes the newest window shorter.
+        last = end
+        if self.windows == "shifted":
+            last = end + (excess > 0) * (generator.random(len(end)) * self.max_length).astype(np.int64)
+        count = -(-(last - start) // self.max_length)
         piece = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)  # 0 = newest
-        stop = np.repeat(end, count) - piece * self.max_length
-        return np.maximum(stop - self.max_length, np.repeat(start, count)), stop
+        stop = np.repeat(last, count) - piece * self.max_length
+        return np.maximum(stop - self.max_length, np.repeat(start, count)), np.minimum(stop, np.repeat(end, count))
 
 
 class HistoryBatches:

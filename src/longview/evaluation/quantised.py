@@ -24,6 +24,12 @@ class QuantisedItems:
     model: Any
     bytes: int
     full_bytes: int
+    key = "quantised"
+
+    @property
+    def label(self) -> str:
+        """What a report of the copy is called."""
+        return f"{self.name} items"
 
     @classmethod
     def of(cls, model: M, name: str) -> QuantisedItems:
@@ -32,8 +38,7 @@ class QuantisedItems:
         Raises:
             InputError: no such table; values that float16 cannot scale.
         """
-        if name not in BITS:
-            raise InputError(f"tables {name!r}{suggestion(name, BITS)}: choose {' or '.join(BITS)}")
+        check_name(name)
         items = model.embedding.items  # type: ignore[union-attr]
         assert isinstance(items, nn.Embedding), "a trained model has a table of items"
         table = QuantisedTable.from_table(items.weight.detach(), BITS[name])
@@ -47,10 +52,25 @@ class QuantisedItems:
             "tables": self.name,
             "bytes": self.bytes,
             "full_bytes": self.full_bytes,
-            "drift": {name: _moved(full[name], quantised[name]) for name in full if name in quantised},
+            "drift": drift(full, quantised),
         }
+
+    def summary(self) -> str:
+        """Return what was exchanged, in words."""
+        return f"{self.name} item table, {self.bytes / self.full_bytes:.0%} of the bytes of the trained one"
+
+
+def drift(full: Mapping[str, float], quantised: Mapping[str, float]) -> dict[str, dict[str, float | None]]:
+    """Return how far each metric moved: difference, and as a share of `full`."""
+    return {name: _moved(full[name], quantised[name]) for name in full if name in quantised}
 
 
 def _moved(full: float, quantised: float) -> dict[str, float | None]:
     share = (quantised - full) / full if full else None
     return {"full": full, "quantised": quantised, "difference": quantised - full, "relative": share}
+
+
+def check_name(name: str) -> None:
+    """Refuse tables that are neither `int8` nor `int4`."""
+    if name not in BITS:
+        raise InputError(f"tables {name!r}{suggestion(name, BITS)}: choose {' or '.join(BITS)}")

@@ -24,8 +24,9 @@ class BatchConfig(Config):
 
     batch_size: int | None = Field(default=128, ge=1, description="sequences a batch; null to fill token_budget")
     token_budget: int | None = Field(default=None, ge=1, description="tokens a batch, where batch_size is null")
-    windows: Literal["latest", "random", "all"] = Field(
-        default="latest", description="which part of a longer history trains in an epoch"
+    windows: Literal["latest", "random", "all", "shifted"] = Field(
+        default="latest",
+        description="which part of a longer history trains in an epoch; shifted: all of it, cut elsewhere each time",
     )
     shuffle_ties: bool = Field(default=False, description="draw the order of events of equal time anew each epoch")
     stochastic_length: StochasticLengthConfig | None = Field(
@@ -117,6 +118,10 @@ class RunConfig(Config):
     ranking: RankingConfig = RankingConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     loop: LoopConfig = LoopConfig()
+
+    def candidates_at_most(self) -> int:
+        """Return the most candidates behind a history."""
+        return 0 if self.task == "retrieval" else self.ranking.request_size + self.ranking.sampled
 
 
 def preset_names(folder: Path = PRESETS) -> list[str]:

@@ -12,14 +12,16 @@ import torch
 
 from longview.data.dataset import PreparedData
 from longview.errors import InputError
+from longview.evaluation.drift import drift_of_seeds
 from longview.evaluation.impression_report import ImpressionReport
+from longview.evaluation.quantised import check_name
 from longview.evaluation.study import summarise
 from longview.files import write_json
 from longview.training.config import RunConfig
 from longview.training.goals import make_goal
 from longview.training.progress import TrainingProgress
 from longview.training.run import train
-from longview.training.rundir import read_json
+from longview.training.rundir import load_model, read_json
 from longview.training.running import InterruptedRunError
 
 
@@ -33,6 +35,7 @@ def run_study(
     device: str | torch.device = "cpu",
     parallel: int = 1,
     progress: TrainingProgress | None = None,
+    tables: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train `config` once a seed under `out/seed-N`, and return what `evaluation.study.summarise` makes of the runs.
 
@@ -47,13 +50,17 @@ def run_study(
         device: where to train.
         parallel: runs at a time, each in a process of its own (small models leave most of a GPU idle).
         progress: what to show; a fresh display a seed is the caller's choice.
+        tables: quantised item tables (`int8`, `int4`) to evaluate the trained models with, too; what they cost is
+            `quantised` of the summary (`evaluation.drift.drift_of_seeds`).
 
     Raises:
-        InputError: no seeds, a seed twice, or runs in `out` of another configuration or data set.
+        InputError: no seeds, a seed twice, or runs in `out` of another configuration or data set; tables that do not
+            exist, or of models that rank.
         InterruptedRunError: a signal asked to stop; the same study again goes on from the checkpoint.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {list(seeds)}: give each seed once, and at least one")
+    _check_tables(config, tables)
     out = Path(out)
     pending = []
     for seed in seeds:
@@ -67,8 +74,21 @@ def run_study(
             _train(chosen, data, out, device, progress)
     runs = [read_json(_directory(out, seed) / "result.json") for seed in seeds]
     study = summarise(runs, command=command, baselines=_ranking_baselines(config, data))
+    if tables:
+        models = (load_model(_directory(out, seed), device=device).model for seed in seeds)
+        study["quantised"] = drift_of_seeds(models, data, tables, device=device)
     write_json(out / "study.json", study)
     return study
+
+
+def _check_tables(config: RunConfig, tables: Sequence[str]) -> None:
+    for name in tables:
+        check_name(name)
+    if tables and config.task == "ranking":
+        raise InputError(
+            "a study's quantised tables are for models that retrieve; for one that ranks candidates, evaluate each "
+            "run with `longview evaluate RUN --tables int4`"
+        )
 
 
 def _ranking_baselines(config: RunConfig, data: PreparedData) -> list[ImpressionReport]:
