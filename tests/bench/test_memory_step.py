@@ -21,6 +21,8 @@ def test_every_provider_is_timed_beside_plain_xbm(tmp_path: Path, monkeypatch: p
     assert set(setting["providers"]) == set(memory_step.PROVIDERS)
     assert setting["providers"]["XBM"]["over_xbm"] == 0
     for row in setting["providers"].values():
+        low, high = row["over_xbm_interval"]
+        assert low <= row["over_xbm"] <= high
         assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
 
 

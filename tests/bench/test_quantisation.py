@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from longview.bench import quantisation, quantisation_tables
+from longview.bench import quantisation, quantisation_layers, quantisation_tables
 from longview.bench.quantisation import FP8, LIBRARY, OURS, bench_quantisation
+from longview.bench.quantisation_layers import bench_layers
 from longview.bench.timing import Timing
 from longview.errors import InputError
 from tests.bench.written import read_written
@@ -23,6 +25,11 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="bench quantisation times GPU kernels, and this machine has no CUDA GPU"):
         bench_quantisation(tmp_path / "result.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match=r"no part 'layer' \(did you mean 'layers'\?\): products, where_it_pays"):
+        bench_quantisation(only=["layer"])
 
 
 def test_ratios_are_of_medians_of_bfloat16() -> None:
@@ -47,12 +54,16 @@ def test_a_measurement_is_right_and_whole(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(quantisation, "MORE_WIDTHS", (256,))
     monkeypatch.setattr(quantisation, "FEWER_ROWS", (1024,))
     monkeypatch.setattr(quantisation_tables, "HOST_ROWS", 10_000)
+    monkeypatch.setattr(quantisation, "bench_layers", partial(bench_layers, widths=(256,), tokens=(4096,)))
     result = bench_quantisation(tmp_path / "result.json", rounds=2, rows=4096, table_rows=100_000)
     assert read_written(tmp_path / "result.json") == result
     for product in result["products"]:
         accumulating, everything = product["relative_error"].values()
         assert accumulating < 2e-3
         assert everything < 0.05
+    (layer,) = result["layers"]
+    assert layer["relative_error"]["bfloat16"] < layer["relative_error"]["FP8"] < 0.1
+    assert layer["forward"].keys() == layer["forward_and_backward"].keys() == quantisation_layers.FORMS.keys()
     errors = {(table["bits"], table["group"]): table["relative_error"] for table in result["tables"]}
     assert errors[8, 64] < 0.02 < errors[4, 32] < errors[4, 64] < 0.15
     assert max(table["times_smaller"] for table in result["tables"]) > 3.5

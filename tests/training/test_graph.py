@@ -107,12 +107,13 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("setting", "reason"),
         [
-            (("task=ranking",), "task ranking reads candidates, so shapes depend on what is in a batch"),
-            (("model.truncation={length: 4, layers: 1}",), "truncation cuts each history"),
-            (("model.streams={all: {actions: [all]}}",), "streams parts each history"),
-            (("model.embedding.context=[age]",), "context puts tokens in front"),
+            (("task=both",), "task both picks the events whose next item it trains, so shapes depend on what is in a"),
             (("model.width=1024", "model.heads=2"), "heads of up to 256, and these have 512"),
             (("model.max_length=5000", "model.attention.position_bias=true"), "up to 4096 distances, not 5000"),
+            (
+                ("model.truncation={length: 4500, layers: 1, attention: {position_bias: true}}",),
+                "up to 4096 distances, not 4500",
+            ),
         ],
     )
     def test_what_cannot_be_captured_has_a_reason(
@@ -123,6 +124,21 @@ class TestChoice:
         assert not wanted
         assert note is not None
         assert reason in note
+
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            "task=ranking",
+            "model.truncation={length: 4, layers: 1}",
+            "model.streams={all: {actions: [all]}}",
+            "model.embedding.context=[age]",
+        ],
+    )
+    def test_what_selects_rows_is_captured_too(
+        self, monkeypatch: pytest.MonkeyPatch, tiny_config: Configure, setting: str
+    ) -> None:
+        monkeypatch.setattr(graph, "why_off", lambda *_: None)
+        assert choose_graphs(tiny_config(setting), CUDA) == (True, None)
 
     def test_a_gpu_has_them_unless_told(self, monkeypatch: pytest.MonkeyPatch, tiny_config: Configure) -> None:
         monkeypatch.setattr(graph, "why_off", lambda *_: None)

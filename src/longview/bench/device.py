@@ -35,6 +35,13 @@ def device_interleaved(
     Raises:
         InputError: fewer than one round.
     """
+    return {name: Timing.of(spent) for name, spent in device_turns(providers, rounds=rounds, warm_up=warm_up).items()}
+
+
+def device_turns(
+    providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 3
+) -> dict[str, list[float]]:
+    """Return the seconds of every round of each provider; see `device_interleaved`."""
     if rounds < 1:
         raise InputError(f"rounds={rounds}: at least 1")
     events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in providers}
@@ -51,7 +58,31 @@ def device_interleaved(
             if turn >= 0:
                 events[name].append((begin, end))
     torch.cuda.synchronize()
-    return {name: Timing.of([a.elapsed_time(b) / 1e3 for a, b in pairs]) for name, pairs in events.items()}
+    return {name: [a.elapsed_time(b) / 1e3 for a, b in pairs] for name, pairs in events.items()}
+
+
+def launches(call: Callable[[], object], calls: int = 3) -> int:
+    """Return how many kernels, copies and fills the device runs in a call, which was called before."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as recorded:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+    return sum("CUDA" in str(event.device_type) for event in recorded.events() or ()) // calls
+
+
+def captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Return a call as a CUDA graph, whose replays cost no launches. Each replay drops the same elements."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
 
 
 def _event() -> Any:

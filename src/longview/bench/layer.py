@@ -191,13 +191,14 @@ def _forms(problem: Problem, shape: Shape) -> dict[str, Callable[..., Tensor]]:
 
     kept = replace(s, recompute_normed=True, recompute_uvqk=False, recompute_gated=True)
     return {
-        "ours": _fused(kept, offsets),
+        "ours": fused_form(kept, offsets),
         "torch, eager": torch_layer,
         "torch, compiled": torch.compile(torch_layer),
     }
 
 
-def _fused(settings: LayerSettings, offsets: Tensor, training: bool = True) -> Callable[..., Tensor]:
+def fused_form(settings: LayerSettings, offsets: Tensor, training: bool = True) -> Callable[..., Tensor]:
+    """Return the fused layer as a function of `Problem.leaves`."""
     from longview.ops.attention.triton_attention import LayerAttention
 
     mask, alpha = MaskSpec.ultra_prefix(WINDOW, PREFIX), settings.d_qk**-0.5
@@ -228,7 +229,7 @@ def _recompute(problem: Problem, shape: Shape, rounds: int) -> list[dict[str, An
         names = [name for name, on in zip(("normed", "uvqk", "gated"), chosen, strict=True) if on]
         normed, uvqk, gated = chosen
         settings = replace(problem.settings, recompute_normed=normed, recompute_uvqk=uvqk, recompute_gated=gated)
-        forms[", ".join(names) or "nothing"] = _fused(settings, offsets)
+        forms[", ".join(names) or "nothing"] = fused_form(settings, offsets)
     timings = device_interleaved({name: _step(form, problem) for name, form in forms.items()}, rounds=rounds)
     kept = {name: _kept(form, problem) for name, form in forms.items()}
     rows = [
@@ -244,20 +245,21 @@ def _recompute(problem: Problem, shape: Shape, rounds: int) -> list[dict[str, An
     return sorted(rows, key=lambda row: -float(row["kept_for_backward_mib"]))
 
 
+def attend_once(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return the attention of one sequence of `LENGTH` tokens."""
+    offsets = torch.tensor([0, LENGTH], device=q.device)
+    return semi_local_attention(q, k, v, offsets, MaskSpec.ultra_prefix(WINDOW, PREFIX), scale_length=LENGTH)
+
+
 @torch.no_grad()
 def _errors(problem: Problem) -> dict[str, float]:
     """Return ||found - exact|| / ||exact|| on one sequence; what is fast must also be right."""
-    offsets = torch.tensor([0, LENGTH], device="cuda")
-    mask, z = MaskSpec.ultra_prefix(WINDOW, PREFIX), problem.z.detach()[:LENGTH]
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return semi_local_attention(q, k, v, offsets, mask, scale_length=LENGTH)
-
+    offsets, z = torch.tensor([0, LENGTH], device="cuda"), problem.z.detach()[:LENGTH]
     exact_parameters = LayerParameters(*(x.float() for x in problem.parameters.tensors()))
-    exact = reference_layer(z.float(), exact_parameters, problem.settings, attend)
+    exact = reference_layer(z.float(), exact_parameters, problem.settings, attend_once)
     found = {
-        "ours": _fused(problem.settings, offsets, training=False)(z, *problem.parameters.tensors()),
-        "torch, eager": reference_layer(z, problem.parameters, problem.settings, attend),
+        "ours": fused_form(problem.settings, offsets, training=False)(z, *problem.parameters.tensors()),
+        "torch, eager": reference_layer(z, problem.parameters, problem.settings, attend_once),
     }
     return {name: float((x.float() - exact).norm() / exact.norm()) for name, x in found.items()}
 

@@ -1,13 +1,14 @@
 """What fewer bits save on a GPU: FP8 products beside bfloat16 ones, lookups in INT4 and INT8 tables beside bfloat16.
 
 A product is timed alone, operands quantised already, with bias and residual or SiLU; and with what precedes it in a
-layer, where the norm or the gate writes 8-bit rows instead of 16-bit ones. Tables are in `quantisation_tables.py`.
+layer, where the norm or the gate writes 8-bit rows instead of 16-bit ones. Whole layers are in
+`quantisation_layers.py`, tables in `quantisation_tables.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.device import captured, clocks, device_interleaved, require_gpu
+from longview.bench.quantisation_layers import LAYERS_METHOD, bench_layers
 from longview.bench.quantisation_tables import TABLES_METHOD, bench_tables
 from longview.bench.record import write_result
 from longview.bench.timing import Timing
-from longview.errors import InputError
+from longview.errors import InputError, suggestion
 from longview.evaluation.environment import environment
 from longview.ops.quantisation import (
     fp8_linear,
@@ -32,6 +34,7 @@ from longview.ops.quantisation import (
 
 Call = Callable[[], object]
 FORMS = ("output", "projection")
+PARTS = ("products", "where_it_pays", "layers", "tables")
 ROWS, WIDTHS = 131072, (1024, 2048)
 FEWER_ROWS, MORE_WIDTHS = (1024, 4096, 16384, 65536), (256, 512, 1024, 2048)
 OURS, LIBRARY, FP8 = "bfloat16, ours", "bfloat16, cuBLAS", "FP8, ours"
@@ -39,7 +42,8 @@ METHOD = (
     "providers take turns within one run; CUDA events, medians with 10th and 90th percentile; products: bfloat16 in "
     "and out, row-wise scales, bias, and residual (output) or SiLU (projection) included, weights quantised before; "
     "with_what_precedes: from the attention's result through norm, gate and dropout 0.2 (output) or from the stream "
-    "through layer norm (projection); times_faster: median of the bfloat16 provider over this median; relative_error: "
+    "through layer norm (projection); where_it_pays: the same output product, as CUDA graphs, so that launches cost "
+    "nothing; times_faster: median of the bfloat16 provider over this median; relative_error: "
     "norm of the difference over norm, against float64"
 )
 
@@ -64,36 +68,46 @@ class Operands(NamedTuple):
 
 
 def bench_quantisation(
-    json: Path | None = None, *, rounds: int = 20, rows: int = ROWS, table_rows: int = 10_000_000
+    json: Path | None = None,
+    *,
+    rounds: int = 20,
+    rows: int = ROWS,
+    table_rows: int = 10_000_000,
+    only: Sequence[str] = PARTS,
 ) -> dict[str, Any]:
-    """Time FP8 products and quantised lookups beside their bfloat16 forms, and measure errors and sizes.
+    """Time FP8 products, layers and quantised lookups beside their bfloat16 forms, and measure errors and sizes.
 
     Args:
         json: also write the result there, after every part.
         rounds: timed rounds of each comparison.
         rows: of the products.
         table_rows: of the embedding table; at 10 million it takes 10 GB in bfloat16.
+        only: parts to measure, of `PARTS`.
 
     Raises:
-        InputError: no CUDA device, one without FP8, or fewer than one round.
+        InputError: no CUDA device, one without FP8, fewer than one round, or no such part.
     """
+    for name in only:
+        if name not in PARTS:
+            raise InputError(f"bench quantisation has no part {name!r}{suggestion(name, PARTS)}: {', '.join(PARTS)}")
     device = require_gpu("quantisation")
     reason = why_no_fp8(device, max(WIDTHS))
     if reason is not None:
         raise InputError(f"bench quantisation: {reason}")
     result: dict[str, Any] = {
         "benchmark": "quantisation on a GPU",
-        "method": METHOD + "; tables: " + TABLES_METHOD,
+        "method": f"{METHOD}; layers: {LAYERS_METHOD}; tables: {TABLES_METHOD}",
         "rounds": rounds,
     }
     result |= {"environment": environment(), "clocks": {"before": clocks()}}
     parts: dict[str, Call] = {
         "products": lambda: [_product(rows, width, form, rounds) for width in WIDTHS for form in FORMS],
         "where_it_pays": lambda: _where_it_pays(rounds),
+        "layers": lambda: bench_layers(rounds),
         "tables": lambda: bench_tables(table_rows, rounds),
     }
-    for name, part in parts.items():
-        result[name] = part()
+    for name in only:
+        result[name] = parts[name]()
         torch.cuda.empty_cache()
         result["clocks"]["after"] = clocks()
         if json is not None:  # what is measured is kept, whatever comes
@@ -204,7 +218,8 @@ def _where_it_pays(rounds: int) -> list[dict[str, Any]]:
     """Time gate, product and residual of smaller shapes both ways."""
     found = []
     for width, rows in itertools.product(MORE_WIDTHS, FEWER_ROWS):
-        both = device_interleaved(_gated_outputs(Operands.of(rows, width, width, True)), rounds=rounds)
+        calls = _gated_outputs(Operands.of(rows, width, width, True))
+        both = device_interleaved({name: captured(call).replay for name, call in calls.items()}, rounds=rounds)
         row = {"rows": rows, "width": width, "times_faster": round(both[OURS].median / both[FP8].median, 3)}
         found.append(row | {name: timing.as_dict() for name, timing in both.items()})
     return found

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.device import captured, clocks, device_interleaved, require_gpu
 from longview.bench.record import write_result
 from longview.data.batches import JaggedBatch
 from longview.evaluation.environment import environment
@@ -68,7 +68,7 @@ def bench_step(json: Path | None = None, *, rounds: int = 10, lengths: tuple[int
 def _measure(length: int, rounds: int) -> list[dict[str, Any]]:
     masks = {"full causal": MaskSpec.causal(), f"semi-local {WINDOW}/{PREFIX}": MaskSpec.ultra_prefix(WINDOW, PREFIX)}
     steps = {name: _step(length, mask.local_window, mask.global_size) for name, mask in masks.items()}
-    graphs = {name: _captured(step) for name, step in steps.items()}
+    graphs = {name: captured(step) for name, step in steps.items()}
     calls: dict[str, Callable[[], object]] = {f"{name} | launches": step for name, step in steps.items()}
     calls |= {f"{name} | graph": graph.replay for name, graph in graphs.items()}
     timings = device_interleaved(calls, rounds=rounds)
@@ -92,20 +92,6 @@ def _measure(length: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """Return the step as a graph. It drops the same elements in every replay, which changes no time."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph
-
-
 def _recompute(length: int, rounds: int) -> list[dict[str, Any]]:
     """Time and measure each setting of what backward computes again."""
     rows = []
@@ -114,7 +100,7 @@ def _recompute(length: int, rounds: int) -> list[dict[str, Any]]:
         steps = {
             kind: _step(length, window, prefix, recompute=kind) for kind in kinds
         }  # a graph keeps none of it alive
-        graphs = {kind: _captured(step) for kind, step in steps.items()}
+        graphs = {kind: captured(step) for kind, step in steps.items()}
         timings = device_interleaved({kind: graph.replay for kind, graph in graphs.items()}, rounds=rounds)
         del graphs, steps
         kept = {kind: _kept(length, window, prefix, kind) for kind in kinds}

@@ -122,7 +122,8 @@ def _measure(
             last = one.epoch(epoch)
             progress.note(f"epoch {epoch + 1}/{epochs}{one.name}: {last['seconds']:.2f} s, loss {last['loss']:.4f}")
     figures = [one.figures() for one in timed]
-    trainer, notes = timed[0].trainer, (timed[0].trainer.precision_note, timed[0].trainer.graphs_note)
+    trainer = timed[0].trainer
+    notes = trainer.precision_note, trainer.fp8_note, trainer.graphs_note
     recommending = _recommend(trainer, data, device)
     return {
         "benchmark": "train",

@@ -81,12 +81,15 @@ def layer_bench(rounds: Rounds = 20, json: JsonFile = None) -> None:
 def quantisation_bench(
     rounds: Rounds = 20,
     table_rows: Annotated[int, typer.Option(help="Rows of the embedding table, of 512 values.")] = 10_000_000,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="products, where_it_pays, layers or tables. [default: all]")
+    ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Time FP8 products and lookups in INT4 and INT8 tables on a GPU beside bfloat16."""
-    from longview.bench.quantisation import bench_quantisation
+    """Time FP8 products and layers, and lookups in INT4 and INT8 tables on a GPU beside bfloat16."""
+    from longview.bench.quantisation import PARTS, bench_quantisation
 
-    _deliver(bench_quantisation(json, rounds=rounds, table_rows=table_rows), json)
+    _deliver(bench_quantisation(json, rounds=rounds, table_rows=table_rows, only=only or PARTS), json)
 
 
 @bench_app.command("loss")
@@ -134,6 +137,14 @@ def step_bench(
     from longview.bench.step import bench_step
 
     _deliver(bench_step(json, rounds=rounds), json)
+
+
+@bench_app.command("scoring")
+def scoring_bench(rounds: Rounds = 20, json: JsonFile = None) -> None:
+    """Time scoring candidates behind long histories on a GPU: full passes beside kept states."""
+    from longview.bench.scoring import bench_scoring
+
+    _deliver(bench_scoring(json, rounds=rounds), json)
 
 
 @bench_app.command("memory-step")

@@ -16,6 +16,7 @@ import torch
 from longview.ops.attention import available_backends, why_off
 from longview.ops.hstu_layer.tiling import why_no_staying
 from longview.ops.kernels import why_no_triton
+from longview.ops.quantisation.choice import where_it_pays, why_no_fp8, why_no_pipeline
 from longview.training.precision import bf16_refusal
 
 CORE = ("torch", "numpy", "pyarrow", "polars", "pydantic", "safetensors", "typer", "rich")
@@ -93,8 +94,23 @@ def _kernels() -> dict[str, Any]:
             "hopper": _reason(products),
             "plain": "on",
         }
+        found[f"FP8 products on {device}"] = _fp8(device)
     found["top-k"] = {"chosen": "blocked", "blocked": "on"}
     return found
+
+
+def _fp8(device: str) -> dict[str, Any]:
+    """Return how the products of layers with 8-bit operands run."""
+    kernels, pipeline = why_no_fp8(device, 1), why_no_pipeline(device)
+    chosen = "hopper" if pipeline is None else "portable" if kernels is None else "none"
+    if device == "cpu" and kernels is not None:
+        chosen = "emulated"
+    return {
+        "chosen": chosen,
+        "hopper": _reason(pipeline),
+        "portable": _reason(kernels),
+        "layer.precision auto": where_it_pays(device),
+    }
 
 
 def _reason(why_not: str | None) -> str:

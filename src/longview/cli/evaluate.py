@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from longview.data.dataset import PreparedData
+    from longview.evaluation.eight_bit import EightBitProducts
     from longview.evaluation.evaluate import Which
     from longview.evaluation.quantised import QuantisedItems
     from longview.training.goals import Goal
@@ -38,6 +40,10 @@ def evaluate_command(
     tables: Annotated[
         str | None, typer.Option(metavar="int8|int4", help="Also evaluate with a quantised item table: its drift.")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="fp8", help="Also evaluate with 8-bit products, emulated on a CPU: their drift."),
+    ] = None,
 ) -> None:
     """Show how good the model is at what it was trained for, beside the baselines.
 
@@ -46,23 +52,28 @@ def evaluate_command(
     """
     from longview.cli.images import evaluate_on_images, refuse
     from longview.cli.reports import show_reports
+    from longview.evaluation.eight_bit import EightBitProducts
     from longview.evaluation.quantised import QuantisedItems
     from longview.serving.recommender import Recommender
     from longview.training.goals import Baselines, make_goal
     from longview.training.images import is_image_run
 
     if is_image_run(run):
-        refuse(include_seen=include_seen, tables=tables)
+        refuse(include_seen=include_seen, tables=tables, precision=precision)
         evaluate_on_images(run, split, baselines=baselines, data=data, device=device, json=json)
         return
     recommender = Recommender.load(run, data=data, device=device)
     loaded = recommender.run
     assert loaded is not None, "it has just been loaded"
-    quantised = None if tables is None else QuantisedItems.of(loaded.model, tables)
+    others_of_it: list[QuantisedItems | EightBitProducts] = []
+    if tables is not None:
+        others_of_it.append(QuantisedItems.of(loaded.model, tables))
+    if precision is not None:
+        others_of_it.append(EightBitProducts.of(loaded.model, precision))
     goal = make_goal(loaded.config, _with_seen(recommender.data, include_seen), loaded.schema, loaded.tasks)
     which = cast("Which", split)  # evaluation checks it
     own = goal.reports(loaded.model, which, recommender.device)
-    drifts, others_of_own = _quantised(quantised, goal, own, which, recommender.device)
+    drifts, others_of_own = _quantised(others_of_it, goal, own, which, recommender.device)
     others = goal.baselines(which, lambda name: note(f"evaluating {name}")) if baselines else [Baselines()] * len(own)
     parts = [[report, *also, *other.reports] for report, also, other in zip(own, others_of_own, others, strict=True)]
     if json:
@@ -70,14 +81,15 @@ def evaluate_command(
             {"reports": [r.to_dict() for r in reports], "skipped": other.skipped, **drift}
             for reports, other, drift in zip(parts, others, drifts, strict=True)
         ]
-        emit_json({**documents[0], **({"further": documents[1:]} if documents[1:] else {})})
+        command = " ".join(["longview", *sys.argv[1:]])
+        emit_json({"command": command, **documents[0], **({"further": documents[1:]} if documents[1:] else {})})
         return
     for number, (reports, other, drift) in enumerate(zip(parts, others, drifts, strict=True)):
         if number:
             say()
         show_reports(reports)
-        if drift:
-            _say_drift(drift["quantised"])
+        for one in others_of_it:
+            _say_drift(one.summary(), drift[one.key]["drift"])
         for name, reason in other.skipped.items():
             note(f"{name} skipped: {reason}")
 
@@ -90,25 +102,23 @@ def _with_seen(data: PreparedData, include_seen: bool | None) -> PreparedData:
 
 
 def _quantised(
-    quantised: QuantisedItems | None, goal: Goal, own: list[Any], which: Which, device: torch.device
+    others: list[QuantisedItems | EightBitProducts], goal: Goal, own: list[Any], which: Which, device: torch.device
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return, for each report, what the quantised table moved, and the report with it; nothing where none is asked."""
-    if quantised is None:
-        return [{} for _ in own], [[] for _ in own]
-    note(f"evaluating with an {quantised.name} item table")
-    found = [
-        replace(report, name=f"{report.name}, {quantised.name} items")
-        for report in goal.reports(quantised.model, which, device)
-    ]
-    pairs = list(zip(own, found, strict=True))
-    return [{"quantised": quantised.describe(a.metrics, b.metrics)} for a, b in pairs], [[b] for _, b in pairs]
+    """Return, for each report, what fewer bits moved, by what has them, and the reports with those."""
+    drifts: list[dict[str, Any]] = [{} for _ in own]
+    reports: list[list[Any]] = [[] for _ in own]
+    for other in others:
+        note(f"evaluating with {other.label}")
+        for number, report in enumerate(goal.reports(other.model, which, device)):
+            reports[number].append(replace(report, name=f"{report.name}, {other.label}"))
+            drifts[number][other.key] = other.describe(own[number].metrics, report.metrics)
+    return drifts, reports
 
 
-def _say_drift(found: dict[str, Any]) -> None:
-    moved = {n: found["drift"][n] for n in SHOWN if n in found["drift"]} or found["drift"]
+def _say_drift(what: str, drift: dict[str, Any]) -> None:
+    moved = {n: drift[n] for n in SHOWN if n in drift} or drift
     parts = [
         f"{name} {one['difference']:+.4f}" + ("" if one["relative"] is None else f" ({one['relative']:+.2%})")
         for name, one in moved.items()
     ]
-    size = found["bytes"] / found["full_bytes"]
-    say(f"\n{found['tables']} item table, {size:.0%} of the bytes of the trained one: {', '.join(parts)}")
+    say(f"\n{what}: {', '.join(parts)}")

@@ -212,6 +212,26 @@ def _memory_loss(result: Result) -> list[Row]:
     return rows
 
 
+def _scoring(result: Result) -> list[Row]:
+    rows = []
+    for one in result["scoring"]:
+        times = {name: f"{row['median_ms']:.2f} ms" for name, row in one["providers"].items()}
+        ours = next(name for name in times if name.endswith("captured"))
+        faster = f"{times.pop(ours)}, {one['times_faster_than_hstu'][ours]:.1f} × HSTU"
+        what = f"{one['users']} × {one['candidates']:,} candidates behind {one['history']:,} events each, 8 layers"
+        rows.append(Row(f"{what}: ULTRA with kept states", faster, _joined(times), main=one["users"] == 4))
+    for one in result["appending"]:
+        times = {name: f"{row['median_ms']:.2f} ms" for name, row in one["providers"].items()}
+        ours = next(name for name in times if "appended" in name)
+        what = f"{one['events']} new events of {one['users']} users behind {one['history']:,} events each"
+        rows.append(Row(f"{what}: ULTRA, appended", times.pop(ours), _joined(times)))
+    return rows
+
+
+def _joined(cells: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {cell}" for name, cell in cells.items())
+
+
 def _memory_step(result: Result) -> list[Row]:
     rows = []
     for one in result["settings"]:
@@ -250,6 +270,7 @@ ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "fused HSTU layer on a GPU": _layer,
     "softmax losses and table updates on a GPU": _loss,
     "quantisation on a GPU": _quantisation,
+    "candidate scoring on a GPU": _scoring,
     "balance": _balance,
     "losses over batch × memory, cpu": _memory_loss,
     "losses over batch × memory, cuda": _memory_loss,

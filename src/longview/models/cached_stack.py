@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from longview.models.hstu import HSTULayer, HSTUStack
+from longview.models.hstu import HSTUStack, product_dtype
+from longview.models.in_place import InPlaceStack, read_in_place, why_not_in_place
 from longview.models.layout import Extension, Layout
 from longview.models.state import Cache, StackState
 from longview.models.topology import TruncatedStack
@@ -50,7 +51,7 @@ class Tokens:
 
 def why_not_appended(stack: Stack) -> str | None:
     """Return why a state of `stack` cannot be kept, or None where appending equals reading all anew."""
-    layer = _layers(_first(stack))[0]
+    layer = _first(stack).hstu_layers()[0]
     if layer.mask.append_exact:
         return None
     return (
@@ -62,15 +63,13 @@ def why_not_appended(stack: Stack) -> str | None:
 
 def why_no_candidates(stack: Stack) -> str | None:
     """Return why candidates cannot be scored against a state of `stack`, or None where they can."""
-    stages = [stack] if isinstance(stack, HSTUStack) else [stack.first, stack.second]
-    if isinstance(stack, TruncatedStack) and stack.targets == "second":
-        stages = stages[1:]
-    elif _windowed(_first(stack)) and _layers(_first(stack))[0].mask.target_scope == "full":
+    reading, first = stages(stack), _first(stack)
+    if reading[0] is first and _windowed(first) and first.hstu_layers()[0].mask.target_scope == "full":
         return (
             "its candidates see the whole history, and the state keeps the prefix and the window alone: set "
             "attention.target_scope semi_local, or read candidates in the second stage alone (truncation.targets)"
         )
-    if any(_layers(stage)[0].position_bias is not None for stage in stages):
+    if any(stage.hstu_layers()[0].position_bias is not None for stage in reading):
         return "attention.position_bias counts the distance to each candidate: set it false"
     return None
 
@@ -120,18 +119,34 @@ def newest(stack: Stack, state: StackState) -> Tensor:
     return state.outputs[(state.output_offsets[1:] - 1).clamp(min=0)]
 
 
+def stages(stack: Stack) -> list[HSTUStack]:
+    """Return the stages of `stack` that read candidates."""
+    if isinstance(stack, HSTUStack):
+        return [stack]
+    return [stack.first, stack.second] if stack.targets == "both" else [stack.second]
+
+
+def caches(stack: Stack, state: StackState) -> list[Cache]:
+    """Return what candidates see in each of `stages`; a second one reads its part of the history for it."""
+    if isinstance(stack, HSTUStack):
+        return [state.cache]
+    second = _read(stack.second, *_second_input(stack, state), whole=True)[1]
+    return [state.cache, second] if stack.targets == "both" else [second]
+
+
 def candidates(stack: Stack, state: StackState, given: Tokens, micro_batch: int) -> Tensor:
     """Return (candidates, width), the vectors of `given` behind each user's history, `micro_batch` at a time."""
-    stages = [(_first(stack), state.cache)]
-    if isinstance(stack, TruncatedStack):
-        cache = _read(stack.second, *_second_input(stack, state), whole=True)[1]
-        stages = [*(stages if stack.targets == "both" else []), (stack.second, cache)]
-    bounds = [cache.offsets.tolist() for _, cache in stages]
+    found, known = stages(stack), caches(stack, state)
+    pairs = list(zip(found, known, strict=True))
+    if all(why_not_in_place(stage, cache.keys.dtype, given.x) is None for stage, cache in pairs):
+        ready = [(InPlaceStack.of(stage, product_dtype(given.x)), cache) for stage, cache in pairs]
+        return read_in_place(ready, given.x, given.offsets, micro_batch)
+    bounds = [cache.offsets.tolist() for cache in known]
     out = []
     for first, stop, part in _micro_batches(given, micro_batch):
         x_CD, lengths = part.x, state.lengths[first:stop]
-        for (stage, cache), known in zip(stages, bounds, strict=True):
-            own = cache.users(first, stop, known)
+        for (stage, cache), ends in zip(pairs, bounds, strict=True):
+            own = cache.users(first, stop, ends)
             x_CD, _ = _extend(stage, own, replace(part, x=x_CD), lengths, targets=True)
         out.append(x_CD)
     return torch.cat(out) if out else given.x
@@ -157,7 +172,7 @@ def _read(stack: HSTUStack, x_TD: Tensor, layout: Layout, *, whole: bool = False
     if context is not None:
         places = places - context[segment_ids(layout.offsets, total)]
     keys, values = [], []
-    for layer in _layers(stack):
+    for layer in stack.hstu_layers():
         x_TD, k_THD, v_THD = layer.forward_keeping(x_TD, layout)
         keys.append(k_THD[kept])
         values.append(v_THD[kept])
@@ -180,28 +195,35 @@ def _extend(
     `lengths` (users,) are the events read before.
     """
     total, count = len(cache.places), len(new.x)
-    rows = concat_rows(cache.offsets, new.offsets, total, count)
     offsets, context = cache.offsets + new.offsets, cache.context_lengths
-    places = positions(new.offsets, count) + lengths[segment_ids(new.offsets, count)]
-    places = torch.cat([cache.places, places])[rows]
+    numbers = torch.arange(count, device=new.x.device)
+    segments = segment_ids(new.offsets, count)
+    new_rows = numbers + cache.offsets[segments + 1]
+    old_rows = torch.arange(total, device=new.x.device) + new.offsets[segment_ids(cache.offsets, total)]
+
+    def joined(cached: Tensor, added: Tensor | None = None) -> Tensor:
+        """Return the rows in the order of the joined sequences; those of new tokens are left open without `added`."""
+        found = cached.new_empty(total + count, *cached.shape[1:]).index_copy_(0, old_rows, cached)
+        return found if added is None else found.index_copy_(0, new_rows, added)
+
+    places = joined(cache.places, numbers - new.offsets[segments] + lengths[segments])
     times = None
     if cache.times is not None and new.timestamps is not None:
-        times = torch.cat([cache.times, new.timestamps])[rows]
-    extension = Extension(rows, new.offsets, offsets, context, new.offsets.diff() if targets else None, places, times)
-    members = None if targets else _cache_members(stack, offsets, total + count, context)
-    kept = slice(None) if members is None else members.nonzero()[:, 0]
-    x_ND, keys, values = new.x, [], []
-    for number, layer in enumerate(_layers(stack)):
-        x_ND, k_THD, v_THD = layer.extend(x_ND, cache.keys[:, number], cache.values[:, number], extension)
-        if not targets:
-            keys.append(k_THD[kept])
-            values.append(v_THD[kept])
+        times = joined(cache.times, new.timestamps)
+    extension = Extension(
+        new_rows, new.offsets, offsets, context, new.offsets.diff() if targets else None, places, times
+    )
+    x_ND, keys, values = new.x, joined(cache.keys), joined(cache.values)
+    for number, layer in enumerate(stack.hstu_layers()):
+        x_ND = layer.extend(x_ND, keys[:, number], values[:, number], extension)
     if targets:
         return x_ND, cache
+    members = _cache_members(stack, offsets, total + count, context)
+    kept = slice(None) if members is None else members.nonzero()[:, 0]
     return x_ND, Cache(
         offsets=offsets if members is None else offsets_from_lengths(counts_within(members, offsets)),
-        keys=torch.stack(keys, 1),
-        values=torch.stack(values, 1),
+        keys=keys[kept],
+        values=values[kept],
         places=places[kept],
         times=None if times is None else times[kept],
         context_lengths=context,
@@ -212,7 +234,7 @@ def _cache_members(stack: HSTUStack, offsets: Tensor, total: int, context: Tenso
     """Return which tokens later ones will see: context, prefix and window; None = all."""
     if not _windowed(stack):
         return None
-    mask = _layers(stack)[0].mask
+    mask = stack.hstu_layers()[0].mask
     places = positions(offsets, total)
     if context is not None:
         places = places - context[segment_ids(offsets, total)]
@@ -238,17 +260,13 @@ def _second_input(stack: TruncatedStack, state: StackState) -> tuple[Tensor, Lay
 
 
 def _windowed(stack: HSTUStack) -> bool:
-    return _layers(stack)[0].mask.local_window > 0
+    return stack.hstu_layers()[0].mask.local_window > 0
 
 
 def _timed(stack: Stack) -> bool:
     stages = [stack] if isinstance(stack, HSTUStack) else [stack.first, stack.second]
-    return any(_layers(stage)[0].time_bias is not None for stage in stages)
+    return any(stage.hstu_layers()[0].time_bias is not None for stage in stages)
 
 
 def _first(stack: Stack) -> HSTUStack:
     return stack.first if isinstance(stack, TruncatedStack) else stack
-
-
-def _layers(stack: HSTUStack) -> list[HSTULayer]:
-    return [layer for layer in stack.layers if isinstance(layer, HSTULayer)]

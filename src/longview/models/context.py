@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from longview.data.schema import Feature
 from longview.models.layout import Hidden, Layout
+from longview.ops.attention.work import declare_longest
 from longview.ops.embedding import embedding_lookup
 from longview.ops.jagged import concat_rows, take_rows
 
@@ -45,17 +46,26 @@ def put_in_front(context: Tensor, events: Tensor, layout: Layout) -> tuple[Tenso
         context: (batch · c, width), c tokens of each sequence in order.
         events: (total, width), which `layout` describes: history and targets, no context.
     """
-    batch, total = layout.offsets.numel() - 1, events.shape[0]
-    each = context.shape[0] // batch
-    front = torch.arange(batch + 1, device=events.device) * each
-    order = concat_rows(front, layout.offsets, context.shape[0], total)
-    return torch.cat([context.to(events.dtype), events])[order], Layout(
+    order, joined = layout_in_front(context.shape[0], events.shape[0], layout)
+    return torch.cat([context.to(events.dtype), events])[order], joined
+
+
+def layout_in_front(count: int, total: int, layout: Layout) -> tuple[Tensor, Layout]:
+    """Return the order of `count` context tokens, as many of each sequence, and `total` others, and their layout."""
+    batch, device = layout.offsets.numel() - 1, layout.offsets.device
+    each = count // batch
+    front = torch.arange(batch + 1, device=device) * each
+    order = concat_rows(front, layout.offsets, count, total)
+    return order, Layout(
         offsets=layout.offsets + front,
         max_length=layout.max_length + each,
-        timestamps=_join(layout.timestamps, context.shape[0], order),
-        context_lengths=torch.full_like(layout.offsets[1:], each),
+        timestamps=_join(layout.timestamps, count, order),
+        context_lengths=declare_longest(torch.full_like(layout.offsets[1:], each), each),
         target_lengths=layout.target_lengths,
-        actions=_join(layout.actions, context.shape[0], order),
+        actions=_join(layout.actions, count, order),
+        num_context=count,
+        num_targets=layout.num_targets,
+        sizes=layout.sizes,
     )
 
 
@@ -65,7 +75,7 @@ def without_context(hidden: Hidden) -> tuple[Tensor, Tensor | None]:
     if layout.context_lengths is None:
         return hidden.values, hidden.rows
     counts = layout.offsets.diff() - layout.context_lengths
-    kept = torch.arange(int(counts.sum()), device=counts.device)
+    kept = torch.arange(len(hidden.values) - layout.num_context, device=counts.device)
     kept = kept + torch.repeat_interleave(layout.context_lengths.cumsum(0), counts, output_size=kept.numel())
     values = take_rows(hidden.values, kept)
     if hidden.rows is None:

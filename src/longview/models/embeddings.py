@@ -154,9 +154,10 @@ class InputEmbedding(nn.Module):
             first = offsets[:-1][offsets.diff() > 0] if not offsets.is_cuda else offsets[:-1]
             gaps = gaps.index_fill(0, first.clamp(max=timestamps.numel() - 1), 0)
             if earlier is not None and earlier.timestamps is not None:
-                began = (offsets.diff() > 0) & (earlier.lengths > 0)
-                first = offsets[:-1][began]
-                gaps = gaps.index_copy(0, first, timestamps[first] - earlier.timestamps[began])
+                segments = segment_ids(offsets, timestamps.numel())
+                began = torch.arange(timestamps.numel(), device=offsets.device) == offsets[segments]
+                began &= earlier.lengths[segments] > 0
+                gaps = torch.where(began, timestamps - earlier.timestamps[segments], gaps)
             if batch.target_lengths is not None:
                 gaps = _gap_of_request(gaps, offsets, batch.target_lengths)
         buckets = (gaps.clamp(min=1).to(torch.float32).log() / LOG_BUCKET).long()

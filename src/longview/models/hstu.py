@@ -8,8 +8,10 @@ Shape suffixes: T tokens of all sequences, B sequences, H heads, D per-head dime
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,11 +22,15 @@ from longview.config import Config
 from longview.errors import InputError
 from longview.models.kernel_blocks import KernelBlocks
 from longview.models.layout import Extension, Hidden, Layout
+from longview.models.products import Precision, in_8_bits, linear
 from longview.ops.attention import MaskSpec, newest_rows_attention, semi_local_attention
 from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.newest import newest_row_attention, newest_rows
 from longview.ops.dropout import dropout
 from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer, why_off
+
+if TYPE_CHECKING:
+    from longview.ops.hstu_layer.prepared import PreparedLayer
 
 __all__ = ["EPSILON", "AttentionConfig", "HSTULayer", "HSTUStack", "Hidden", "LayerConfig", "Layout"]
 
@@ -68,6 +74,11 @@ class LayerConfig(Config):
         default="cheap",
         description="on a GPU, what backward computes again: all, all but the projection, or nothing",
     )
+    precision: Precision = Field(
+        default="run",
+        description="of the layer's products: run = loop.precision; fp8 = E4M3 forward, emulated on a CPU; auto = fp8 "
+        "where it was measured to be faster",
+    )
 
 
 class HSTULayer(nn.Module):
@@ -91,6 +102,7 @@ class HSTULayer(nn.Module):
         self.norm_attention = nn.LayerNorm(gate if layer.norm == "row" else self.d_v, eps=EPSILON)
         self.output = nn.Linear(gate * (3 if layer.output == "concat" else 1), width)
         self.dropout = dropout
+        self.precision: Precision = layer.precision
         self.fused = LayerSettings(
             heads,
             self.d_qk,
@@ -103,9 +115,9 @@ class HSTULayer(nn.Module):
             recompute_uvqk=layer.recompute == "all",
             recompute_gated=layer.recompute != "none",
         )
-        for linear in (self.uvqk, self.output):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for product in (self.uvqk, self.output):
+            nn.init.xavier_uniform_(product.weight)
+            nn.init.zeros_(product.bias)
         # A first look at all distances alike: the bias starts at zero.
         self.position_bias = nn.Parameter(torch.zeros(heads, max_length)) if attention.position_bias else None
         self.time_bias = nn.Parameter(torch.zeros(heads, attention.num_time_buckets)) if attention.time_bias else None
@@ -149,23 +161,35 @@ class HSTULayer(nn.Module):
             return f"output {self.config.output!r} is not fused"
         if self.position_bias is not None or self.time_bias is not None:
             return "a relative bias is not fused"
-        kind = x_TD.device.type
-        product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
-        return why_off(self.fused, x_TD.shape[1], x_TD.device, product)
+        return why_off(self.fused, x_TD.shape[1], x_TD.device, product_dtype(x_TD))
+
+    def why_not_prepared(self, x_TD: Tensor, kept: torch.dtype) -> str | None:
+        """Return why tokens like `x_TD` cannot go through `prepared` beside keys and values of dtype `kept`, or None
+        where they can."""
+        reason, product = self.why_not_fused(x_TD), product_dtype(x_TD)
+        if reason is not None:
+            return reason
+        if self.precision != "run":
+            return f"layers of precision {self.precision} go operation by operation"
+        return None if kept == product else f"keys and values of the state are {kept}, and products here {product}"
+
+    def _settings(self, x_TD: Tensor) -> LayerSettings:
+        projection, output = (in_8_bits(x_TD, product, self.precision) for product in (self.uvqk, self.output))
+        return replace(self.fused, fp8_projection=projection, fp8_output=output)
+
+    def prepared(self, product: torch.dtype) -> PreparedLayer:
+        """Return the layer with its weights as they are now, for inference with products in `product`."""
+        from longview.ops.hstu_layer.prepared import PreparedLayer
+
+        return PreparedLayer.of(self._tensors(), self.fused, product)
+
+    def _tensors(self) -> LayerParameters:
+        parts = (self.norm, self.uvqk, self.norm_attention, self.output)
+        return LayerParameters(*(x for part in parts for x in (part.weight, part.bias)))
 
     def _fused(self, x_TD: Tensor, layout: Layout) -> Tensor:
         from longview.ops.attention.triton_attention import LayerAttention
 
-        parameters = LayerParameters(
-            self.norm.weight,
-            self.norm.bias,
-            self.uvqk.weight,
-            self.uvqk.bias,
-            self.norm_attention.weight,
-            self.norm_attention.bias,
-            self.output.weight,
-            self.output.bias,
-        )
         attention = LayerAttention.of(
             layout.offsets,
             x_TD.shape[0],
@@ -176,31 +200,38 @@ class HSTULayer(nn.Module):
             target_lengths=layout.target_lengths,
             chosen=self.blocks,
         )
-        return fused_layer(x_TD, parameters, self.fused, attention, self.training)
+        return fused_layer(x_TD, self._tensors(), self._settings(x_TD), attention, self.training)
 
-    def extend(
-        self, x_TD: Tensor, keys_THD: Tensor, values_THD: Tensor, extension: Extension
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rows that `forward` gives tokens behind cached ones, and the keys and values of all of them.
+    def extend(self, x_TD: Tensor, keys_THD: Tensor, values_THD: Tensor, extension: Extension) -> Tensor:
+        """Return the rows that `forward` gives tokens behind cached ones; no gradient.
 
-        x_TD: the new tokens alone. keys_THD, values_THD: the cached ones, from `forward_keeping`. No gradient.
+        x_TD: the new tokens alone. keys_THD, values_THD: of all tokens, the cached ones from `forward_keeping`; those
+        of the new ones are written here.
         """
         self._check_targets(extension.target_lengths)
+
+        def attend(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> Tensor:
+            keys_THD.index_copy_(0, extension.new_rows, k_THD.to(keys_THD.dtype))
+            values_THD.index_copy_(0, extension.new_rows, v_THD.to(values_THD.dtype))
+            return self._newest_rows(q_THD.to(keys_THD.dtype), keys_THD, values_THD, extension)
+
+        if self.why_not_prepared(x_TD, keys_THD.dtype) is None:
+            return self.prepared(product_dtype(x_TD))(x_TD, attend)
         u, v, q, k = self._project(x_TD)
-        keys, values = extension.join(keys_THD, self._heads(k)), extension.join(values_THD, self._heads(v))
+        return x_TD + self._mix(attend(self._heads(q), self._heads(k), self._heads(v)), u)
+
+    def _newest_rows(self, q_THD: Tensor, keys_THD: Tensor, values_THD: Tensor, extension: Extension) -> Tensor:
         settings: dict[str, Any] = {
             "alpha": self.alpha,
             "scale_length": self.scale_length,
             "context_lengths": extension.context_lengths,
             "target_lengths": extension.target_lengths,
         }
-        given = (self._heads(q).to(keys.dtype), keys, values, extension.query_offsets, extension.offsets, self.mask)
+        given = (q_THD, keys_THD, values_THD, extension.query_offsets, extension.offsets, self.mask)
         if self.position_bias is None and self.time_bias is None:
-            a_THD = newest_rows_attention(*given, **settings)
-        else:
-            bias = RelativeBias(self.position_bias, self.time_bias, extension.timestamps)
-            a_THD = newest_rows(*given, **settings, bias=bias, places=extension.places)
-        return x_TD + self._mix(a_THD, u), keys, values
+            return newest_rows_attention(*given, **settings)
+        bias = RelativeBias(self.position_bias, self.time_bias, extension.timestamps)
+        return newest_rows(*given, **settings, bias=bias, places=extension.places)
 
     def _check_targets(self, target_lengths: Tensor | None) -> None:
         if target_lengths is not None and self.position_bias is not None:
@@ -213,10 +244,11 @@ class HSTULayer(nn.Module):
         """Return (B, width): the row that `forward` gives the newest history event of each sequence, at O(T) cost."""
         newest = layout.newest_rows()
         normed = self.norm(x_TD)
-        weights, biases = torch.split(self.uvqk.weight, self.sizes), torch.split(self.uvqk.bias, self.sizes)
+        ends = list(itertools.accumulate(self.sizes, initial=0))
+        columns = [slice(*pair) for pair in itertools.pairwise(ends)]
         rows = normed[newest]
-        u, q = (F.linear(rows, weights[i], biases[i]) for i in (0, 2))
-        v, k = (F.linear(normed, weights[i], biases[i]) for i in (1, 3))
+        u, q = (linear(rows, self.uvqk, self.precision, columns[i]) for i in (0, 2))
+        v, k = (linear(normed, self.uvqk, self.precision, columns[i]) for i in (1, 3))
         u = F.silu(u)
         if self.config.activation == "uvqk":
             v, q, k = F.silu(v), F.silu(q), F.silu(k)
@@ -235,7 +267,7 @@ class HSTULayer(nn.Module):
         return x_TD[newest] + self._mix(a_BHD, u)
 
     def _project(self, x_TD: Tensor) -> tuple[Tensor, ...]:
-        uvqk = self.uvqk(self.norm(x_TD))
+        uvqk = linear(self.norm(x_TD), self.uvqk, self.precision)
         if self.config.activation == "uvqk":
             return torch.split(F.silu(uvqk), self.sizes, dim=-1)
         u, v, q, k = torch.split(uvqk, self.sizes, dim=-1)
@@ -247,7 +279,7 @@ class HSTULayer(nn.Module):
         gated = normed * u
         if self.config.output == "concat":
             gated = torch.cat([u, flat, gated], dim=-1)
-        return self.output(dropout(gated, self.dropout, self.training))  # type: ignore[no-any-return]
+        return linear(dropout(gated, self.dropout, self.training), self.output, self.precision)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], self.heads, x.shape[1] // self.heads)
@@ -256,6 +288,12 @@ class HSTULayer(nn.Module):
         if self.position_bias is None and self.time_bias is None:
             return None
         return RelativeBias(self.position_bias, self.time_bias, layout.timestamps)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of the products of rows like `x` here and now."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class HSTUStack(nn.Module):
@@ -270,6 +308,10 @@ class HSTUStack(nn.Module):
         for layer in self.layers:
             x_TD = layer(x_TD, layout)
         return x_TD
+
+    def hstu_layers(self) -> list[HSTULayer]:
+        """Return the layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, HSTULayer)]
 
     def hidden(self, x_TD: Tensor, layout: Layout) -> Hidden:
         """Return `forward` as every stack gives it: all tokens are kept."""

@@ -22,6 +22,7 @@ from longview.errors import InputError
 from longview.models import cached_stack
 from longview.models.cached_stack import Stack, Tokens
 from longview.models.embeddings import Earlier
+from longview.models.heads import MultiTaskHead
 from longview.models.layout import Layout
 from longview.models.ranker import Ranker
 from longview.models.retriever import Retriever
@@ -90,7 +91,8 @@ class Incremental:
                 its oldest events: prefill again.
         """
         self._check_mode()
-        tokens = self._embedded(state, events)
+        _check_alike(state, events)
+        tokens = self.embedded(events, state.lengths, state.timestamps)
         layout = Layout(events.offsets, events.max_length, events.timestamps, actions=events.actions)
         streams = {}
         for name, rows, own in self._parts(layout, events.num_tokens):
@@ -100,7 +102,7 @@ class Incremental:
         stamps = state.timestamps
         if stamps is not None:
             newest = _last_times(events)
-            assert newest is not None, "checked when embedded"
+            assert newest is not None, "checked"
             stamps = torch.where(events.offsets.diff() > 0, newest, stamps)
         return UserState(state.lengths + events.offsets.diff(), stamps, streams)
 
@@ -143,22 +145,15 @@ class Incremental:
         Raises:
             InputError: a model whose state does not hold what candidates see; the message says what to set.
         """
-        self._check_mode()
-        for name, stack in self.stacks.items():
-            reason = cached_stack.why_no_candidates(stack)
-            if reason is not None:
-                where = "" if name == HISTORY else f"stream {name}: "
-                raise InputError(f"candidates cannot be scored against a state of this model: {where}{reason}")
-        lengths = batch.offsets.diff()
-        tokens = self._embedded(state, replace(batch, target_lengths=lengths))
-        found = [
-            cached_stack.candidates(stack, state.streams[name], tokens, micro_batch)
-            for name, stack in self.stacks.items()
-        ]
-        if isinstance(self.model.stack, StreamedStack):
-            fused: Tensor = self.model.stack.fusion(found)
-            return fused
-        return found[0]
+        self.check_candidates(state, batch)
+        batch = replace(batch, target_lengths=batch.offsets.diff())
+        tokens = self.embedded(batch, state.lengths, state.timestamps)
+        return self.fused(
+            [
+                cached_stack.candidates(stack, state.streams[name], tokens, micro_batch)
+                for name, stack in self.stacks.items()
+            ]
+        )
 
     @torch.no_grad()
     def predict(self, state: UserState, batch: JaggedBatch, *, micro_batch: int = MICRO_BATCH) -> Tensor:
@@ -167,13 +162,47 @@ class Incremental:
         Raises:
             InputError: as `candidates`, or a model without a head.
         """
+        self.head()
+        return self.predictions(self.candidates(state, batch, micro_batch=micro_batch), batch.items)
+
+    def head(self) -> MultiTaskHead:
+        """Return what ranks candidates.
+
+        Raises:
+            InputError: there is none.
+        """
         if not isinstance(self.model, Ranker):
             raise InputError(
                 "this model finds items in the catalogue and has no head to rank candidates with: take the inner "
                 "product of vectors(state) and item_vectors(), or train one with task: ranking"
             )
-        vectors = self.candidates(state, batch, micro_batch=micro_batch)
-        return self.model.head.predictions(self.model.head(self.model.final_norm(vectors), batch.items))
+        return self.model.head
+
+    def predictions(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Return (candidates, tasks) float64 of the `candidates` vectors of `items` (candidates,)."""
+        head = self.head()
+        return head.predictions(head(self.model.final_norm(vectors), items))
+
+    def embedded(self, batch: JaggedBatch, lengths: Tensor, timestamps: Tensor | None) -> Tokens:
+        """Return the tokens of events or candidates behind histories of such lengths and last times."""
+        return Tokens(self.model.stream(batch, Earlier(lengths, timestamps)), batch.offsets, batch.timestamps)
+
+    def fused(self, found: list[Tensor]) -> Tensor:
+        """Return the candidates' vectors of those of each stack."""
+        if not isinstance(self.model.stack, StreamedStack):
+            return found[0]
+        fused: Tensor = self.model.stack.fusion(found)
+        return fused
+
+    def check_candidates(self, state: UserState, batch: JaggedBatch) -> None:
+        """Raise an InputError where `candidates` would."""
+        self._check_mode()
+        for name, stack in self.stacks.items():
+            reason = cached_stack.why_no_candidates(stack)
+            if reason is not None:
+                where = "" if name == HISTORY else f"stream {name}: "
+                raise InputError(f"candidates cannot be scored against a state of this model: {where}{reason}")
+        _check_alike(state, batch)
 
     def _parts(self, layout: Layout, total: int) -> list[tuple[str, Tensor | None, Layout]]:
         """Return what each stack reads of a batch: name, rows (None = all) and layout."""
@@ -181,18 +210,6 @@ class Incremental:
             return [(HISTORY, None, layout)]
         parts = self.model.stack.parts(layout, total)
         return [(name, part.rows, part.layout) for name, part in zip(self.stacks, parts, strict=True)]
-
-    def _embedded(self, state: UserState, batch: JaggedBatch) -> Tokens:
-        if batch.num_sequences != state.num_users:
-            raise InputError(
-                f"{batch.num_sequences} users' events for a state of {state.num_users}: give each user of the state a "
-                "row, empty where nothing is new"
-            )
-        if (state.timestamps is None) != (batch.timestamps is None):
-            given, had = ("no times", "had") if batch.timestamps is None else ("times", "had none")
-            raise InputError(f"these events have {given} and those of the state {had}: give both alike")
-        x_TD = self.model.stream(batch, Earlier(state.lengths, state.timestamps))
-        return Tokens(x_TD, batch.offsets, batch.timestamps)
 
     def _check_limit(self, name: str, state: StackState, offsets: Tensor) -> None:
         stack = self.model.stack
@@ -217,6 +234,17 @@ def _stacks(model: Retriever) -> dict[str, Stack]:
         return dict(stack.stacks())
     assert not isinstance(stack, SASRecStack), "refused before"
     return {HISTORY: stack}
+
+
+def _check_alike(state: UserState, batch: JaggedBatch) -> None:
+    if batch.num_sequences != state.num_users:
+        raise InputError(
+            f"{batch.num_sequences} users' events for a state of {state.num_users}: give each user of the state a "
+            "row, empty where nothing is new"
+        )
+    if (state.timestamps is None) != (batch.timestamps is None):
+        given, had = ("no times", "had") if batch.timestamps is None else ("times", "had none")
+        raise InputError(f"these events have {given} and those of the state {had}: give both alike")
 
 
 def _last_times(batch: JaggedBatch) -> Tensor | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from longview.data.padding import vacant_sequences
+from longview.ops.attention.work import declare_longest, longest_of
 from longview.ops.jagged import (
     counts_within,
     history_ages,
@@ -28,6 +31,10 @@ class Layout:
         context_lengths, target_lengths: (B,) int64, tokens in front and at the end that are no history; None = none.
         actions: (T,) int64 action bits of every token, or None; read where behaviour streams are parted.
         host_offsets: `offsets` on the CPU where known; saves a GPU a synchronisation when tokens are selected.
+        num_context: context tokens of all sequences.
+        num_targets: targets of all sequences where the host knows; saves a synchronisation, too.
+        sizes: how many rows each selection keeps, by its name, whatever is in the batch: what is missing is filled
+            with the last token, in sequences behind the others. None: as many as there are.
     """
 
     offsets: Tensor
@@ -37,6 +44,9 @@ class Layout:
     target_lengths: Tensor | None = None
     actions: Tensor | None = None
     host_offsets: Tensor | None = None
+    num_context: int = 0
+    num_targets: int | None = None
+    sizes: Mapping[str, int] | None = None
 
     @property
     def history_only(self) -> bool:
@@ -62,29 +72,74 @@ class Layout:
     def newest(self, total: int, length: int) -> tuple[Tensor, Layout]:
         """Return the rows of the newest `length` history tokens, with all context and targets, and their layout.
 
-        `total` is the number of tokens. A GPU is waited for unless `host_offsets` are known and all is history.
+        `total` is the number of tokens. A GPU is waited for unless `sizes` are fixed, or `host_offsets` are known and
+        all is history.
         """
         members = self.members(total, length)
-        offsets = self.offsets if self.offsets.device.type == "cpu" else self.host_offsets
-        known = offsets is not None and self.history_only
-        count = int(offsets.diff().clamp(max=length).sum()) if known and offsets is not None else int(members.sum())
+
+        def count() -> int:
+            offsets = self.offsets if self.offsets.device.type == "cpu" else self.host_offsets
+            known = self.history_only and offsets is not None
+            return int(offsets.diff().clamp(max=length).sum() if known and offsets is not None else members.sum())
+
         longest = min(self.max_length, length) if self.history_only else self.max_length
-        return self.where(members, count, longest)
+        return self.where(members, longest, name="newest", count=count, vacant=min(length, longest))
 
     def without_targets(self, total: int) -> tuple[Tensor, Layout]:
         """Return the rows that are no targets and their layout."""
         if self.target_lengths is None:
             raise ValueError("a layout without targets keeps all rows")
         members = history_ages(self.offsets, total, self.target_lengths) >= 0
-        rows, layout = self.where(members, int(members.sum()), self.max_length)
-        return rows, replace(layout, target_lengths=None)
+        count = int(members.sum()) if self.num_targets is None else total - self.num_targets
+        rows, layout = self._taken(members, rows_where(members, count), self.max_length)
+        return rows, replace(layout, target_lengths=None, num_targets=0)
 
-    def where(self, members: Tensor, count: int, max_length: int) -> tuple[Tensor, Layout]:
-        """Return the `count` rows that are true in `members` and their layout; context and targets must all be."""
-        rows = rows_where(members, count)
+    def where(
+        self, members: Tensor, max_length: int, *, name: str, count: Callable[[], int], vacant: int
+    ) -> tuple[Tensor, Layout]:
+        """Return the rows that are true in `members` and their layout; context and targets must all be.
+
+        Args:
+            members: (total,) bool.
+            max_length: of what is left of a sequence.
+            name: of the selection in `sizes`.
+            count: says how many members there are; asked where no `sizes` are fixed.
+            vacant: the most rows of a sequence of padding where they are.
+        """
+        if self.sizes is None:
+            return self._taken(members, rows_where(members, count()), max_length)
+        size = self.sizes[name]
+        rows, layout = self._taken(members, rows_where(members, size, members.numel() - 1), max_length)
+        return rows, layout.filled_up(size, vacant)
+
+    def filled_up(self, size: int, longest: int) -> Layout:
+        """Return the layout with sequences of history behind it, `longest` rows each, up to `size` rows in all."""
+        numbers = torch.arange(1, vacant_sequences(size, longest) + 1, device=self.offsets.device)
+        ends = (self.offsets[-1] + longest * numbers).clamp(max=size)
+        none = torch.zeros_like(numbers)
+        targets = self.target_lengths
+        return replace(
+            self,
+            offsets=torch.cat([self.offsets, ends]),
+            context_lengths=None if self.context_lengths is None else _with_none(self.context_lengths, none),
+            target_lengths=None if targets is None else torch.cat([targets, none]),
+        )
+
+    def scoped(self, name: str) -> Mapping[str, int] | None:
+        """Return the sizes of the selections within the part `name`."""
+        if self.sizes is None:
+            return None
+        prefix = f"{name}."
+        return {key.removeprefix(prefix): size for key, size in self.sizes.items() if key.startswith(prefix)}
+
+    def _taken(self, members: Tensor, rows: Tensor, max_length: int) -> tuple[Tensor, Layout]:
         taken = {name: value[rows] for name in ("timestamps", "actions") if (value := getattr(self, name)) is not None}
         offsets = offsets_from_lengths(counts_within(members, self.offsets))
         return rows, replace(self, offsets=offsets, max_length=max_length, host_offsets=None, **taken)
+
+
+def _with_none(context_lengths: Tensor, none: Tensor) -> Tensor:
+    return declare_longest(torch.cat([context_lengths, none]), longest_of(context_lengths))
 
 
 @dataclass(frozen=True)
@@ -92,24 +147,20 @@ class Extension:
     """New tokens behind cached ones, a sequence at a time: what attention to both needs besides keys and values.
 
     Attributes:
-        rows: (tokens,) int64, which row of `cat([cached, new])` each token of the joined sequences is.
+        new_rows: (new tokens,) int64, which token of the joined sequences each new one is, ascending.
         query_offsets, offsets: (B + 1,) int64 of the new tokens, and of all.
         context_lengths, target_lengths: (B,) as in `Layout`.
         places: (tokens,) int64, where each stands in its whole history; context lies before 0.
         timestamps: (tokens,) int64, or None where no bias asks.
     """
 
-    rows: Tensor
+    new_rows: Tensor
     query_offsets: Tensor
     offsets: Tensor
     context_lengths: Tensor | None
     target_lengths: Tensor | None
     places: Tensor
     timestamps: Tensor | None
-
-    def join(self, cached: Tensor, new: Tensor) -> Tensor:
-        """Return the rows of both in the order of the joined sequences."""
-        return torch.cat([cached, new.to(cached.dtype)])[self.rows]
 
 
 @dataclass(frozen=True)

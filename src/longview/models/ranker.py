@@ -16,9 +16,8 @@ from longview.data.labels import Task
 from longview.data.schema import Schema
 from longview.errors import InputError
 from longview.models.heads import HeadConfig, MultiTaskHead
-from longview.models.hstu import AttentionConfig
 from longview.models.layout import Hidden
-from longview.models.retriever import Retriever, RetrieverConfig
+from longview.models.retriever import Retriever, RetrieverConfig, stages
 from longview.ops.jagged import history_ages, rows_where
 
 
@@ -50,7 +49,7 @@ class Ranker(Retriever):
     ) -> None:
         if config.kind == "sasrec":
             raise InputError("model.kind sasrec cannot rank candidates behind a history: set model.kind hstu")
-        if any(attention.position_bias for attention in _attentions(config)):
+        if any(attention.position_bias for attention, _ in stages(config)):
             raise InputError(
                 "attention.position_bias counts the distance to each candidate, so scores would depend on their order: "
                 "set model.attention.position_bias false (time_bias may stay)"
@@ -93,15 +92,3 @@ class Ranker(Retriever):
     def predict(self, batch: JaggedBatch) -> Tensor:
         """Return (candidates, tasks) float64: the probability of each action, and amounts in the data's unit."""
         return self.head.predictions(self.outputs(batch))
-
-
-def _attentions(config: RetrieverConfig) -> list[AttentionConfig]:
-    """Return the attention of every stack and stage."""
-    streams = config.streams.values()
-    stages = [config.truncation, *(stream.truncation for stream in streams)]
-    found = [
-        config.attention,
-        *(stream.attention for stream in streams),
-        *(s.attention for s in stages if s is not None),
-    ]
-    return [attention for attention in found if attention is not None]

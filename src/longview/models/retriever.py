@@ -15,7 +15,7 @@ from longview.config import Config
 from longview.data.batches import JaggedBatch
 from longview.data.schema import Schema
 from longview.errors import InputError
-from longview.models.context import put_in_front, without_context
+from longview.models.context import layout_in_front, put_in_front, without_context
 from longview.models.embeddings import Earlier, InputEmbedding
 from longview.models.hstu import AttentionConfig, HSTUStack, LayerConfig
 from longview.models.layout import Hidden, Layout
@@ -59,6 +59,10 @@ class RetrieverConfig(Config):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.kind == "sasrec" and (self.truncation is not None or self.streams):
             raise ValueError("truncation and streams are made of HSTU layers: set kind hstu, or leave them out")
+        if self.kind == "sasrec" and self.layer.precision != "run":
+            raise ValueError(
+                f"layer.precision {self.layer.precision} is of HSTU layers: set kind hstu, or leave it out"
+            )
         return self
 
     def build(self, num_items: int, actions: Sequence[str] = (), schema: Schema | None = None) -> Retriever:
@@ -158,11 +162,35 @@ class Retriever(nn.Module):
             batch.timestamps,
             target_lengths=batch.target_lengths,
             actions=batch.actions,
-            host_offsets=batch.host_offsets if selects else None,
+            host_offsets=batch.host_offsets if selects and batch.sizes is None else None,
+            num_targets=0 if batch.target_lengths is None else None if batch.labels is None else len(batch.labels),
+            sizes=batch.sizes,
         )
+
+    def sizes(self, batch: JaggedBatch) -> dict[str, int]:
+        """Return how many rows each selection of `hidden` is to keep of a padded batch, which is on the CPU.
+
+        With these as its `sizes` the batch makes no shape depend on what is in it.
+        """
+        if not isinstance(self.stack, TruncatedStack | StreamedStack):
+            return {}
+        layout, context = self._layout(batch), self.embedding.context
+        if context is not None:
+            _, layout = layout_in_front(batch.num_sequences * context.num_features, batch.num_tokens, layout)
+        return self.stack.sizes(layout)
 
     def _normalise(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1, eps=1e-6) if self.config.normalise else vectors
+
+
+def stages(config: RetrieverConfig) -> list[tuple[AttentionConfig, int]]:
+    """Return the attention of every stack and stage, and how many events it reads at most."""
+    found = [] if config.streams else [(config.attention, config.max_length)]
+    truncations = [] if config.streams else [config.truncation]
+    for stream in config.streams.values():
+        found.append((stream.attention or config.attention, stream.max_length or config.max_length))
+        truncations.append(stream.truncation or config.truncation)
+    return found + [(second.attention, second.length) for second in truncations if second is not None]
 
 
 def _stack(config: RetrieverConfig, actions: Sequence[str]) -> HSTUStack | TruncatedStack | StreamedStack | SASRecStack:

@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from longview.config import Config
 from longview.data.actions import MAX_ACTIONS
+from longview.data.padding import fixed_size
 from longview.errors import InputError, suggestion
 from longview.models.hstu import AttentionConfig, HSTUStack
 from longview.models.layout import Hidden, Layout
+from longview.models.stream_parts import NONE, Draft, Part, Tokens
 from longview.models.topology import TruncatedStack, TruncationConfig, look_up
-from longview.ops.jagged import counts_within, history_ages, offsets_from_lengths, positions, segment_ids, take_rows
+from longview.ops.jagged import offsets_from_lengths, take_rows
 
-NONE = -1  # no event of the stream yet
+AVAILABLE = "all streams"  # the selection of tokens that every stream has a vector for; no stream can be called so
 ALL = (1 << MAX_ACTIONS) - 1
 
 
@@ -103,23 +105,6 @@ class Fusion(nn.Module):
         for other in streams[1:]:
             fused = fused + other
         return fused if self.mix is None else fused + self.mix(torch.cat(streams, dim=-1)).to(fused.dtype)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one stream reads of a batch, and where each token of the batch finds its vector.
-
-    Attributes:
-        rows: the tokens it reads; context and targets are in every stream.
-        layout: where they belong.
-        place: (T,) row of the stream's output for each token; -1 = no event of the stream yet.
-        lengths: (B,) its events in each history.
-    """
-
-    rows: Tensor
-    layout: Layout
-    place: Tensor
-    lengths: Tensor
 
 
 class StreamedStack(nn.Module):
@@ -198,99 +183,55 @@ class StreamedStack(nn.Module):
     ) -> tuple[list[Part], Tensor | None, Layout]:
         """Return the parts of the streams, the tokens all have a vector for, and their layout.
 
-        A GPU is waited for once, for the numbers of events of each stream.
+        A GPU is waited for once, for the numbers of events of each stream; not at all where sizes are fixed.
         """
         if layout.actions is None:
             raise InputError(
                 "model.streams parts events by their actions, and this batch has none: prepare the data with "
                 "--action COLUMN, or give the actions with the events"
             )
-        tokens = _Tokens.of(layout, total)
+        tokens = Tokens.of(layout, total)
         drafts = [tokens.draft(self.rules[name].members(layout.actions), self.limits[name]) for name in self.streams]
-        cut = {name: reach for name in self.streams if (reach := self.reach(name)) is not None}
-        cut = {} if newest_only else {name: reach for name, reach in cut.items() if reach < layout.max_length}
-        available = torch.ones_like(tokens.is_history)
-        for name, draft in zip(self.streams, drafts, strict=True):
-            available &= draft.within(cut[name], tokens) if name in cut else True
-        known = torch.cat([*(draft.kept for draft in drafts), tokens.history, available.sum()[None]]).cpu()
-        *lengths, history = known[:-1].view(len(drafts) + 1, -1)
-        others = total - int(history.sum())
-        parts = [
-            draft.part(tokens, kept, others, self.reach(name))
-            for name, draft, kept in zip(self.streams, drafts, lengths, strict=True)
-        ]
-        if not cut:
+        available = None if newest_only else self._available(drafts, tokens)
+        if layout.sizes is None:  # all the host asks for at once
+            counted = tokens.history.new_zeros(1) if available is None else available.sum()[None]
+            known = torch.cat([*(draft.kept for draft in drafts), tokens.history, counted]).cpu()
+            *kept, history = known[:-1].view(len(drafts) + 1, -1)
+            drafts = [draft.told(own, total - int(history.sum())) for draft, own in zip(drafts, kept, strict=True)]
+            counted = known[-1]
+        parts = [draft.part(tokens, name, self.reach(name)) for name, draft in zip(self.streams, drafts, strict=True)]
+        if available is None:
             return parts, None, layout
-        rows, kept = layout.where(available, int(known[-1]), layout.max_length)
-        return parts, rows, kept
+        longest = layout.max_length
+        rows, rest = layout.where(available, longest, name=AVAILABLE, count=lambda: int(counted), vacant=longest)
+        return parts, rows, rest
 
+    def _available(self, drafts: list[Draft], tokens: Tokens) -> Tensor | None:
+        """Return which tokens have a vector of every stream, (total,) bool; None where all have."""
+        cut = {name: reach for name in self.streams if (reach := self.reach(name)) is not None}
+        found = None
+        for name, draft in zip(self.streams, drafts, strict=True):
+            if name in cut and cut[name] < tokens.layout.max_length:
+                within = draft.within(cut[name], tokens)
+                found = within if found is None else found & within
+        return found
 
-@dataclass(frozen=True)
-class _Tokens:
-    """The tokens of a batch: sequence, place in it, whether history; and (B,) history and context lengths."""
-
-    layout: Layout
-    segments: Tensor
-    places: Tensor
-    is_history: Tensor
-    history: Tensor
-    context: Tensor
-
-    @classmethod
-    def of(cls, layout: Layout, total: int) -> _Tokens:
-        segments, places = segment_ids(layout.offsets, total), positions(layout.offsets, total)
-        history = layout.history_lengths()
-        context = torch.zeros_like(history) if layout.context_lengths is None else layout.context_lengths
-        is_history = history_ages(layout.offsets, total, layout.target_lengths) >= 0
-        return cls(layout, segments, places, is_history & (places >= context[segments]), history, context)
-
-    def draft(self, belongs: Tensor, limit: int | None) -> _Draft:
-        """Return the stream of the history events that are true in `belongs`, cut to its newest `limit`."""
-        belongs = belongs & self.is_history
-        running = torch.cat([self.history.new_zeros(1), belongs.cumsum(0)])
-        number = running[1:] - running[self.layout.offsets[:-1]][self.segments]
-        lengths = counts_within(belongs, self.layout.offsets)
-        return _Draft(belongs, number, lengths, lengths if limit is None else lengths.clamp(max=limit))
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A stream before the host knows its size.
-
-    Attributes:
-        belongs: (T,) bool, its events.
-        number: (T,) its events in the history so far, a token's own included.
-        lengths: (B,) its events.
-        kept: (B,) those that are read.
-    """
-
-    belongs: Tensor
-    number: Tensor
-    lengths: Tensor
-    kept: Tensor
-
-    def within(self, reach: int, tokens: _Tokens) -> Tensor:
-        """Return the tokens that have an output where only the newest `reach` events have one."""
-        beyond = (self.lengths - reach)[tokens.segments]
-        return ~tokens.is_history | (self.number == 0) | (self.number > beyond)
-
-    def part(self, tokens: _Tokens, kept: Tensor, others: int, reach: int | None) -> Part:
-        """Return what the stream reads; `kept` (B,) is on the host, `others` are the tokens that are no history."""
-        layout, segments = tokens.layout, tokens.segments
-        read = self.belongs & (self.number > (self.lengths - self.kept)[segments])
-        longest = int(kept.max()) if layout.history_only and kept.numel() else layout.max_length
-        rows, own = layout.where(read | ~tokens.is_history, int(kept.sum()) + others, longest)
-        if layout.history_only:
-            own = replace(own, host_offsets=offsets_from_lengths(kept))
-        out = self.lengths if reach is None else self.lengths.clamp(max=reach)
-        lengths = layout.offsets.diff()
-        starts = offsets_from_lengths(lengths - tokens.history + out)
-        event = (starts[:-1] + tokens.context - self.lengths + out)[segments] + self.number - 1
-        event = torch.where(self.number == 0, NONE, event.clamp(min=0))
-        # Context lies in front and targets behind, whatever is cut out between.
-        in_front = tokens.places < tokens.context[segments]
-        shift = torch.where(in_front, starts[:-1][segments], (starts[1:] - lengths)[segments])
-        return Part(rows, own, torch.where(tokens.is_history, event, shift + tokens.places), self.lengths)
+    def sizes(self, layout: Layout) -> dict[str, int]:
+        """Return how many rows the selections of `hidden` are to keep of a padded batch, whose layout is on the CPU."""
+        assert layout.actions is not None, "training batches of streams carry actions"
+        tokens = Tokens.of(layout, len(layout.actions))
+        drafts = {n: tokens.draft(self.rules[n].members(layout.actions), self.limits[n]) for n in self.streams}
+        found = {}
+        for name, stack in self.stacks():
+            lengths = layout.offsets.diff() - tokens.history + drafts[name].kept
+            found[name] = fixed_size(int(lengths.sum()))
+            if isinstance(stack, TruncatedStack):
+                own = replace(
+                    layout, offsets=offsets_from_lengths(lengths), max_length=drafts[name].longest(layout)
+                ).filled_up(found[name], drafts[name].most)
+                found |= {f"{name}.{key}": size for key, size in stack.sizes(own).items()}
+        available = self._available(list(drafts.values()), tokens)
+        return found if available is None else {**found, AVAILABLE: fixed_size(int(available.sum()))}
 
 
 def _vectors(values: Tensor, empty: Tensor, place: Tensor) -> Tensor:

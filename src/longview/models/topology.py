@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longview.config import Config
+from longview.data.padding import fixed_size
 from longview.models.hstu import AttentionConfig, HSTULayer, HSTUStack, LayerConfig
 from longview.models.layout import Hidden, Layout
 from longview.ops.embedding import embedding_lookup
@@ -75,6 +76,14 @@ class TruncatedStack(nn.Module):
             return x_TD, layout, None
         rows, kept = layout.newest(len(x_TD), self.length)
         return take_rows(x_TD, rows), kept, rows
+
+    def sizes(self, layout: Layout) -> dict[str, int]:
+        """Return how many rows the selections of `hidden` are to keep of a padded batch, whose layout is on the CPU."""
+        if layout.max_length <= self.length:
+            return {}
+        history = layout.history_lengths()
+        kept = layout.offsets.diff() - history + history.clamp(max=self.length)
+        return {"newest": fixed_size(int(kept.sum()))}
 
     def placed(self, x_TD: Tensor, kept: Layout) -> Tensor:
         """Return the input of the second stage: history tokens with their position, if that is on."""

@@ -90,13 +90,13 @@ def newest_members(
     return members
 
 
-def rows_where(members: Tensor, count: int) -> Tensor:
+def rows_where(members: Tensor, count: int, fill: int = 0) -> Tensor:
     """Return the `count` rows that are true in `members` (total,), ascending, without waiting for a device.
 
-    `count` must be how many there are.
+    `count` must be how many there are, or more: then row `fill` stands in the places behind.
     """
     place = torch.where(members, members.cumsum(0) - 1, count)
-    rows = place.new_zeros(count + 1)
+    rows = place.new_full((count + 1,), fill)
     rows[place] = torch.arange(members.numel(), device=members.device)  # the last place takes what is left out
     return rows[:count]
 
@@ -108,7 +108,10 @@ def counts_within(members: Tensor, offsets: Tensor) -> Tensor:
 
 
 def take_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Return `values[rows]` for rows that are all different; its gradient is a copy, with no sum to order."""
+    """Return `values[rows]`; its gradient is a copy, with no sum to order.
+
+    Rows are all different, but for those whose gradient is zero.
+    """
     taken: Tensor = _TakeRows.apply(values, rows)  # type: ignore[no-untyped-call]
     return taken
 

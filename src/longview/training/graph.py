@@ -7,9 +7,8 @@ any other. Random numbers of a replay are those the same step would draw launch 
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -17,9 +16,10 @@ from torch import Tensor
 from longview.data.batches import JaggedBatch
 from longview.data.padding import capacity_for, padded
 from longview.errors import LongviewError
-from longview.models.retriever import RetrieverConfig
+from longview.models.retriever import RetrieverConfig, stages
 from longview.ops.attention import FURTHEST, WIDEST, why_off
 from longview.ops.collectives import ranks
+from longview.ops.graphs import no_collection
 from longview.training.config import RunConfig
 
 WARM_UP = 3  # steps of a shape before it is captured
@@ -47,17 +47,9 @@ def why_no_graphs(config: RunConfig, device: torch.device) -> str | None:
         return f"they need a GPU, and the run is on {device.type}"
     if ranks()[0] > 1:
         return f"gradients are summed over {ranks()[0]} processes in the middle of a step"
-    model = config.model
-    looks = {
-        f"task {config.task} reads candidates": config.task != "retrieval",
-        "model.truncation cuts each history": model.truncation is not None,
-        "model.streams parts each history": bool(model.streams),
-        "model.embedding.context puts tokens in front of each history": bool(model.embedding.context),
-    }
-    for what, used in looks.items():
-        if used:
-            return f"{what}, so shapes depend on what is in a batch"
-    return _why_no_kernel(model, device) if model.kind == "hstu" else None
+    if config.task == "both":
+        return "task both picks the events whose next item it trains, so shapes depend on what is in a batch"
+    return _why_no_kernel(config.model, device) if config.model.kind == "hstu" else None
 
 
 def _why_no_kernel(model: RetrieverConfig, device: torch.device) -> str | None:
@@ -68,8 +60,9 @@ def _why_no_kernel(model: RetrieverConfig, device: torch.device) -> str | None:
     widest = max(model.layer.qk_dim or 0, model.layer.v_dim or 0, model.width // model.heads)
     if widest > WIDEST:
         return f"the attention kernels take heads of up to {WIDEST}, and these have {widest}"
-    if model.attention.position_bias and model.max_length > FURTHEST:
-        return f"the attention kernels take a position bias of up to {FURTHEST} distances, not {model.max_length}"
+    furthest = max((length for attention, length in stages(model) if attention.position_bias), default=0)
+    if furthest > FURTHEST:
+        return f"the attention kernels take a position bias of up to {FURTHEST} distances, not {furthest}"
     return None
 
 
@@ -81,27 +74,39 @@ class CapturedSteps:
             share of the weight average scalars among them. It may not wait for the device, and whatever it changes it
             changes in place.
         device: a GPU.
-        max_length: of a sequence.
+        max_length: of a history.
+        candidates: the most of them behind a history.
+        sizes: of a padded batch on the CPU, how many rows each selection of the model is to keep.
         generators: random generators that `body` uses besides the device's own.
 
     Tensors that `body` reads and somebody else replaces, such as loaded optimiser state, need a new instance.
     """
 
     def __init__(
-        self, body: Body, *, device: torch.device, max_length: int, generators: Sequence[torch.Generator] = ()
+        self,
+        body: Body,
+        *,
+        device: torch.device,
+        max_length: int,
+        candidates: int = 0,
+        sizes: Callable[[JaggedBatch], dict[str, int]] = lambda batch: {},
+        generators: Sequence[torch.Generator] = (),
     ) -> None:
-        self.body, self.device, self.max_length, self.generators = body, device, max_length, generators
+        self.body, self.device, self.sizes, self.generators = body, device, sizes, generators
+        self.max_length, self.candidates = max_length, candidates
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.shapes: dict[tuple[int, int], _Shape] = {}
+        self.shapes: dict[tuple[object, ...], _Shape] = {}
 
     def step(self, batch: JaggedBatch, rate: float, share: float) -> tuple[Tensor, Tensor]:
         """Do the step of `batch`, on the CPU; return loss and norm, scalars that nothing overwrites."""
         capacity = capacity_for(batch, self.max_length)
-        filled = padded(batch, capacity, self.max_length)
+        filled = padded(batch, capacity, self.max_length, self.candidates)
+        sizes = self.sizes(filled)
+        key = (capacity, *sizes.values())
         with torch.cuda.device(self.device):
-            shape = self.shapes.get(capacity)
+            shape = self.shapes.get(key)
             if shape is None:
-                shape = self.shapes[capacity] = _Shape(filled, self.device)
+                shape = self.shapes[key] = _Shape(filled, sizes, self.device)
             shape.write(filled, rate, share)
             shape.steps += 1
             if shape.graph is None and (shape.steps <= WARM_UP or self.captured >= MOST):
@@ -149,29 +154,16 @@ class CapturedSteps:
         shape.graph = graph
 
 
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Collect garbage now, and not in the block: a graph or an event of an earlier run that dies there would end a
-    capture."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 class _Shape:
     """One shape: its input on the device, in one buffer that each step is written to, and its graph."""
 
-    def __init__(self, like: JaggedBatch, device: torch.device) -> None:
-        self.steps = 0
+    def __init__(self, like: JaggedBatch, sizes: dict[str, int], device: torch.device) -> None:
+        self.steps, self.selected = 0, sizes
         self.graph: torch.cuda.CUDAGraph | None = None
         self.results: tuple[Tensor, Tensor] | None = None
         self.max_length = like.max_length
-        columns = {name: value for name, value in vars(like).items() if isinstance(value, Tensor)}
+        given = {field.name: getattr(like, field.name) for field in fields(like)}
+        columns = {name: value for name, value in given.items() if isinstance(value, Tensor)}
         # Capacities are multiples of 16, so that all columns before the offsets begin at multiples of 16 bytes.
         names = sorted(columns, key=lambda name: name == "offsets")
         self.columns = {name: (columns[name].dtype, columns[name].shape) for name in names}
@@ -183,7 +175,7 @@ class _Shape:
         scalars = torch.tensor([rate, share], dtype=torch.float64)
         parts = [_words(part) for part in (*(getattr(batch, name) for name in self.columns), scalars)]
         # Torch keeps the pinned memory from being used again before the copy is done.
-        pinned = torch.empty(len(self.buffer), dtype=WORDS, pin_memory=True)
+        pinned = torch.empty(len(self.buffer), dtype=WORDS, pin_memory=self.buffer.is_cuda)
         self.buffer.copy_(torch.cat(parts, out=pinned), non_blocking=True)
 
     def read(self) -> tuple[JaggedBatch, Tensor, Tensor]:
@@ -194,7 +186,7 @@ class _Shape:
         *parts, scalars = torch.split(self.buffer.clone(), self.sizes)
         shapes = self.columns.items()
         columns = {n: part.view(dtype).view(shape) for (n, (dtype, shape)), part in zip(shapes, parts, strict=True)}
-        batch = JaggedBatch(**columns)
+        batch = JaggedBatch(**columns, sizes=self.selected)
         vars(batch)["max_length"] = self.max_length
         rate, share = scalars.view(torch.float64).float().unbind()
         return batch, rate, share

@@ -7,6 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from longview.errors import InputError
+from longview.models.retriever import RetrieverConfig
+from longview.ops.quantisation import why_no_fp8, why_not_fp8
+
+MANY = 1 << 30  # rows of a batch for which FP8 pays if it ever does
+
 
 def bf16_refusal(device: torch.device) -> str | None:
     """Return why bfloat16 would not pay on `device`, or None where it does."""
@@ -26,6 +32,26 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
     if refusal is None:
         return torch.bfloat16, None
     return torch.float32, f"precision bf16 is off, training in float32: {refusal}"
+
+
+def fp8_note(model: RetrieverConfig, device: torch.device) -> str | None:
+    """Return a sentence where `layer.precision` does less on `device` than its name promises.
+
+    Raises:
+        InputError: fp8 by name on a GPU without it.
+    """
+    wanted = model.layer.precision
+    if wanted == "auto":
+        reason = why_not_fp8(device, MANY, model.width, model.width)
+        return None if reason is None else f"layer.precision auto stays off: {reason}"
+    if wanted == "run":
+        return None
+    if device.type == "cpu":
+        return "layer.precision fp8 is emulated on a CPU: the numbers of 8-bit products, without their speed"
+    reason = why_no_fp8(device, model.width)
+    if reason is not None:
+        raise InputError(f"model.layer.precision fp8 cannot be used here: {reason}; set it to auto, or leave it out")
+    return None
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

@@ -111,7 +111,8 @@ class _Run:
         self.trainer = Trainer(config, data, device=device, steps_per_epoch=self.batches.steps(0), goal=goal)
         self.state = LoopState()
         self.log = RunLog(out, tensorboard=config.loop.tensorboard, silent=not distributed.is_main())
-        self.notes = [note for note in (self.trainer.precision_note, self.trainer.graphs_note) if note]
+        made = self.trainer
+        self.notes = [note for note in (made.precision_note, made.fp8_note, made.graphs_note) if note]
         self.processes, _ = ranks()
         if self.processes > 1:
             self.notes.append(f"trained on {self.processes} processes, each on its share of every batch")

@@ -22,7 +22,7 @@ from longview.training.optimiser import (
     optimiser_tensors,
     rate_at,
 )
-from longview.training.precision import autocast, choose_precision, matmul_precision
+from longview.training.precision import autocast, choose_precision, fp8_note, matmul_precision
 from longview.training.tensors import under
 
 
@@ -36,8 +36,11 @@ class Trainer:
         steps_per_epoch: what the schedule counts in.
         goal: builds the model and its loss.
 
-    `precision_note` says why bf16 is off where it was wanted, `graphs_note` the same of CUDA graphs. `rate` is the
-    learning rate of the last step.
+    `precision_note` says why bf16 is off where it was wanted, `graphs_note` the same of CUDA graphs, `fp8_note`
+    of 8-bit products. `rate` is the learning rate of the last step.
+
+    Raises:
+        InputError: 8-bit products by name on a GPU without them.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Trainer:
         goal: Goal | None = None,
     ) -> None:
         self.config, self.device = config, device
+        self.fp8_note = fp8_note(config.model, device)
         goal = goal or make_goal(config, data)
         self.model: Retriever = goal.build().to(device)
         self.objective = goal.objective(device)
@@ -87,7 +91,7 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.table_optimiser is not None:
-            self.table_optimiser.rate = float(rate)
+            self.table_optimiser.rate = rate
             self.table_optimiser.step_gradient()
         if self.average is not None:
             self.average.move(share)
@@ -110,6 +114,8 @@ class Trainer:
             self._step,
             device=self.device,
             max_length=self.config.model.max_length,
+            candidates=self.config.candidates_at_most(),
+            sizes=self.model.sizes,
             generators=self.objective.generators(),
         )
 

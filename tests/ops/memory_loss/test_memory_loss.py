@@ -9,9 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from longview.errors import InputError
-from longview.ops.memory_loss import PAIR_LOSSES, CircleLoss, ContrastiveLoss, memory_loss, reference
+from longview.ops.memory_loss import (
+    PAIR_LOSSES,
+    CircleLoss,
+    ContrastiveLoss,
+    InfoNCELoss,
+    memory_loss,
+    reference,
+)
 from longview.ops.memory_loss.blocked import BlockedMemoryLoss
 from longview.ops.memory_loss.pairs import Pairs, View
 from tests.ops.memory_loss.helpers import (
@@ -154,7 +162,7 @@ class TestTiles:
         small = memory.bfloat16()
         found = value_and_gradient((z, labels, small, memory_labels), loss=LOSSES[name])
         expected = exactly((z, labels, small.float(), memory_labels), loss=LOSSES[name])
-        assert_close(found, expected, 1e-4 if DEVICE == "cpu" else 2e-2)
+        assert_close(found, expected, 2e-2)  # weights, and values far from a margin or maximum, have two bytes too
 
     def test_nan_is_not_hidden(self, name: str) -> None:
         z, labels, memory, memory_labels = problem(6, 20, 5, classes=2)
@@ -274,3 +282,43 @@ def test_the_reference_says_which_pairs_count() -> None:
     positive, negative = reference.masks(pairs)
     assert positive.int().tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
     assert negative.int().tolist() == [[0, 0, 1, 0], [1, 1, 0, 0]]
+
+
+class TestPowersWithOnePass:
+    """On a CPU the largest exponent is guessed from some rows; where the guess is poor the walk is done again."""
+
+    loss = InfoNCELoss(temperature=0.04)
+
+    @pytest.mark.skipif(DEVICE != "cpu", reason="a GPU is not asked how it went")
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_row_that_the_guess_did_not_see_may_exceed_it_by_far(self, dtype: torch.dtype) -> None:
+        given = problem(4, 5000, 16, classes=1000)
+        z, labels, memory, memory_labels = given
+        # Every row but one is the opposite of every anchor: exponents of -25, and one of 25.
+        z, other = functional.normalize(z[:1] + 0.01 * z, dim=1), memory[17]
+        memory = (-z[:1]).repeat(5000, 1)
+        memory[4325], memory[17] = z[0], other
+        memory_labels = torch.full_like(memory_labels, -5)
+        memory_labels[17] = labels[0]
+        memory = memory.to(dtype)
+        found = value_and_gradient((z, labels, memory, memory_labels), loss=self.loss)
+        expected = exactly((z, labels, memory.float(), memory_labels), loss=self.loss)
+        assert all(value.isfinite().all() for value in found)
+        assert_close(found, expected, 1e-4 if dtype == torch.float32 else 2e-2)
+
+    @pytest.mark.parametrize("name", list(LOSSES))
+    def test_a_large_half_precision_memory_is_close(self, name: str) -> None:
+        z, labels, memory, memory_labels = problem(40, 3000, 64, classes=50)
+        small = memory.bfloat16()
+        found = value_and_gradient((z, labels, small, memory_labels), loss=LOSSES[name])
+        assert_close(found, exactly((z, labels, small.float(), memory_labels), loss=LOSSES[name]), 2e-2)
+
+    def test_a_memory_that_begins_anywhere_gives_the_same_bits(self) -> None:
+        z, labels, memory, memory_labels = problem(6, 40, 5)
+        place = torch.empty(40 * 5 + 1, device=DEVICE)
+        shifted = place[1:].view(40, 5).copy_(memory)
+        for loss in LOSSES.values():
+            one, other = (
+                value_and_gradient((z, labels, x, memory_labels), loss=loss) for x in (memory.clone(), shifted)
+            )
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

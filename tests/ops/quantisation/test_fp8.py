@@ -201,14 +201,15 @@ class TestChoice:
         assert "compute capability 8.0; E4M3 products need 8.9" in str(why_not_fp8("cuda", 1 << 17, 2048, 2048))
 
     def test_the_pipeline_says_why_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        triton = pytest.importorskip("triton")
         from longview.ops.quantisation import choice
 
         assert choice.why_no_pipeline("cpu") is not None
         monkeypatch.setattr(choice, "why_no_triton", lambda device: None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-        monkeypatch.setattr(choice, "version", lambda package: "3.6.0")
+        monkeypatch.setattr(triton, "__version__", "3.6.0")
         assert choice.why_no_pipeline("cuda") is None
-        monkeypatch.setattr(choice, "version", lambda package: "3.7.1")
+        monkeypatch.setattr(triton, "__version__", "3.7.1")
         assert "for Triton 3.6; here is 3.7.1" in str(choice.why_no_pipeline("cuda"))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
         assert "capability 8.9" in str(choice.why_no_pipeline("cuda"))

@@ -3,9 +3,9 @@
     from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer, why_off
 
 `reference.py` is the definition; `triton_project.py` and `triton_output.py` hold what comes before and after the
-attention, `gluon_*.py` the faster products of narrow layers on Hopper, `triton_norm.py` and `triton_backward.py` the
-gradients between the products; `function.py` puts them together. This file validates and dispatches, and imports no
-kernel before one can run.
+attention, `gluon_*.py` the faster products of narrow layers on Hopper, `eight_bit.py` those with FP8 operands,
+`triton_norm.py` and `triton_backward.py` the gradients between the products; `function.py` puts them together. This
+file validates and dispatches, and imports no kernel before one can run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from longview.errors import InputError
 from longview.ops.dropout.counter import draw_seed
 from longview.ops.hstu_layer.settings import Attention, LayerParameters, LayerSettings
 from longview.ops.kernels import why_no_triton
+from longview.ops.quantisation.choice import MULTIPLE as MULTIPLE_OF_8_BITS
+from longview.ops.quantisation.choice import why_no_fp8
 
 __all__ = ["Attention", "LayerParameters", "LayerSettings", "fused_layer", "why_off"]
 
@@ -77,7 +79,14 @@ def why_off(settings: LayerSettings, width: int, device: torch.device | str, dty
     for name, size in (("width", width), ("heads * d_v", settings.gate)):
         if size > LARGEST:
             return f"{name} is {size}; the kernels hold whole rows of up to {LARGEST}"
-    return None
+    return _why_no_8_bits(settings, width, device) if settings.fp8_projection or settings.fp8_output else None
+
+
+def _why_no_8_bits(settings: LayerSettings, width: int, device: torch.device | str) -> str | None:
+    for name, size in (("width", width), ("heads * d_v", settings.gate), ("heads * d_qk", settings.sizes[2])):
+        if size % MULTIPLE_OF_8_BITS:
+            return f"{name} is {size}; FP8 products need a multiple of {MULTIPLE_OF_8_BITS}"
+    return why_no_fp8(device, width)
 
 
 def _product_dtype(z_TD: Tensor) -> torch.dtype:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longview.ops.hstu_layer.eight_bit import output_in_8_bits, project_in_8_bits
 from longview.ops.hstu_layer.settings import Attention, LayerParameters, LayerSettings
 from longview.ops.hstu_layer.triton_backward import gate_backward, silu_backward_
-from longview.ops.hstu_layer.triton_norm import normalise_backward
+from longview.ops.hstu_layer.triton_norm import Statistics, normalise_backward
 from longview.ops.hstu_layer.triton_output import Gate, gate_forward, output
 from longview.ops.hstu_layer.triton_parameters import column_sums, projection_gradients
-from longview.ops.hstu_layer.triton_project import Folded, fold, project
+from longview.ops.hstu_layer.triton_project import Folded, Projected, fold, project
 from longview.ops.kernels import on_device_of
 
 
@@ -45,17 +46,14 @@ class FusedLayer(torch.autograd.Function):
     def forward(ctx: Any, call: Call, z_TD: Tensor, *tensors: Tensor) -> Tensor:
         parameters, s = LayerParameters(*tensors), call.settings
         with torch.autocast(z_TD.device.type, enabled=False), on_device_of(z_TD):
-            folded = _folded(parameters, call)
             keep = call.differentiated
             keep_pre = keep and not s.recompute_uvqk
-            projected = project(
-                z_TD, folded, s.activated, s.epsilon, save_pre=keep_pre, save_normed=keep and not s.recompute_normed
-            )
+            save_normed = keep and not s.recompute_normed
+            projected = _projected(z_TD, parameters, call, save_pre=keep_pre, save_normed=save_normed)
             u, *vqk = torch.split(projected.uvqk, s.sizes, dim=1)
             v, q, k = (_heads(x, s) for x in vqk)
             a_TG = call.attention.forward(q, k, v).to(call.product).reshape(len(z_TD), s.gate).contiguous()
-            gated, a_statistics = gate_forward(a_TG, u, _gate(parameters, call))
-            out = output(z_TD, gated, parameters.output_weight.to(call.product), parameters.output_bias)
+            out, gated, a_statistics = _output(z_TD, a_TG, u, parameters, call)
             if keep:
                 kept = (projected.uvqk, projected.pre) if keep_pre else (None, None)
                 statistics = (*projected.statistics, *a_statistics)
@@ -77,7 +75,7 @@ def _gradients(call: Call, saved: tuple[Tensor, ...], d_out: Tensor) -> tuple[Te
     parameters, s = LayerParameters(*tensors), call.settings
     folded = _folded(parameters, call)
     if uvqk is None:
-        again = project(z, folded, s.activated, s.epsilon, statistics=(mean, rstd), save_pre=True)
+        again = _projected(z, parameters, call, save_pre=True, folded=folded, statistics=(mean, rstd))
         uvqk, pre = again.uvqk, again.pre
     d_uvqk = torch.empty_like(uvqk)
     u, *vqk = torch.split(uvqk, s.sizes, dim=1)
@@ -120,6 +118,38 @@ def _gradients(call: Call, saved: tuple[Tensor, ...], d_out: Tensor) -> tuple[Te
         output_bias=d_output_bias,
     )
     return None, d_z, *(g.to(x.dtype) for g, x in zip(gradients.tensors(), tensors, strict=True))
+
+
+def _projected(
+    z_TD: Tensor,
+    parameters: LayerParameters,
+    call: Call,
+    *,
+    save_pre: bool,
+    save_normed: bool = False,
+    folded: Folded | None = None,
+    statistics: Statistics | None = None,
+) -> Projected:
+    """Return U, V, Q and K; what backward calls again has the same bits."""
+    s = call.settings
+    if s.fp8_projection:
+        return project_in_8_bits(z_TD, parameters, s, call.product, save_pre=save_pre)
+    folded = folded or _folded(parameters, call)
+    return project(
+        z_TD, folded, s.activated, s.epsilon, statistics=statistics, save_pre=save_pre, save_normed=save_normed
+    )
+
+
+def _output(
+    z_TD: Tensor, a_TG: Tensor, u_TG: Tensor, parameters: LayerParameters, call: Call
+) -> tuple[Tensor, Tensor | None, Statistics]:
+    """Return the layer's output, the gated rows where there are any of 16 bits or more, and the norm's statistics."""
+    gate = _gate(parameters, call)
+    if call.settings.fp8_output:
+        out, statistics = output_in_8_bits(z_TD, a_TG, u_TG, gate, parameters)
+        return out, None, statistics
+    gated, statistics = gate_forward(a_TG, u_TG, gate)
+    return output(z_TD, gated, parameters.output_weight.to(call.product), parameters.output_bias), gated, statistics
 
 
 def _heads(x_TC: Tensor, settings: LayerSettings) -> Tensor:

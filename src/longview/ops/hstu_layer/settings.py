@@ -63,7 +63,8 @@ class LayerSettings:
     """What does not change from batch to batch.
 
     The three `recompute_` flags trade memory for time; results are the same bits. What is kept in any case: the
-    layer's input, the attention's output and the statistics of both norms.
+    layer's input, the attention's output and the statistics of both norms. Rows that a product has in 8 bits are made
+    again by backward, whatever the flags say.
     """
 
     heads: int
@@ -76,6 +77,8 @@ class LayerSettings:
     recompute_normed: bool = True  # the normalised input: (T, width)
     recompute_uvqk: bool = True  # the projection after and before SiLU: 2 × (T, N)
     recompute_gated: bool = True  # the input of the output product: (T, H·d_v)
+    fp8_projection: bool = False  # forward in E4M3; backward as without
+    fp8_output: bool = False  # likewise
 
     @property
     def gate(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import torch
 
 from longview.ops.kernels import why_no_triton
@@ -13,9 +11,10 @@ MULTIPLE = 16  # the copy engine moves 16 bytes at least
 PIPELINE_TRITON = "3.6."
 WIDEST_ROW = 8192  # columns of a row that one program holds in registers
 
-# Inner columns → the fewest rows at which quantising and multiplying were measured to beat bfloat16 on one H200
-# (`where_it_pays` of `longview bench quantisation`). What was not measured counts as not paying.
-LEAST_ROWS = {512: 131072, 1024: 131072, 2048: 131072}
+# Inner columns → the fewest rows at which quantising and multiplying were measured to beat bfloat16 on one H200, before
+# attention and behind it (`layers` and `where_it_pays` of `longview bench quantisation`; as CUDA graphs). What was not
+# measured counts as not paying.
+LEAST_ROWS = {512: 16384, 1024: 16384, 2048: 16384}
 
 
 def why_no_fp8(device: torch.device | str, width: int) -> str | None:
@@ -45,10 +44,25 @@ def why_no_pipeline(device: torch.device | str) -> str | None:
         return (
             f"the pipeline is written for Hopper (9.0), and the device has capability {capability[0]}.{capability[1]}"
         )
-    installed = version("triton")
+    import triton
+
+    installed = triton.__version__  # asking for the package's metadata would cost half a millisecond a product
     if not installed.startswith(PIPELINE_TRITON):
         return f"the pipeline is written in Gluon, which changes between versions, for Triton 3.6; here is {installed}"
     return None
+
+
+def where_it_pays(device: torch.device | str) -> str:
+    """Return in words where layers whose precision is `auto` have FP8 products on `device`.
+
+    Example:
+        >>> where_it_pays("cpu")
+        'nowhere: FP8 products need a CUDA GPU, and the tensors are on cpu, where they are only emulated'
+    """
+    widths = [width for width in LEAST_ROWS if why_not_fp8(device, LEAST_ROWS[width], width, width) is None]
+    if not widths:
+        return f"nowhere: {why_not_fp8(device, max(LEAST_ROWS.values()), max(LEAST_ROWS), max(LEAST_ROWS))}"
+    return ", ".join(f"width {width:,} from {LEAST_ROWS[width]:,} tokens" for width in widths)
 
 
 def why_not_fp8(device: torch.device | str, rows: int, d_in: int, d_out: int) -> str | None:

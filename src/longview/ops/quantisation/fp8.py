@@ -198,10 +198,15 @@ def _product_path(x_q: Tensor, columns: int, residual: bool, out_dtype: torch.dt
     """Return the module whose `product` serves: Hopper's pipeline, the portable kernel, or the emulation."""
     if not _kernels(x_q):
         return emulation
-    if why_no_pipeline(x_q.device) is None:
+    return product_kernels(x_q.device, columns, x_q.shape[1], residual=residual, out_dtype=out_dtype)
+
+
+def product_kernels(device: torch.device, columns: int, inner: int, *, residual: bool, out_dtype: torch.dtype) -> Any:
+    """Return the module whose `product` serves where kernels do: Hopper's pipeline or the portable form."""
+    if why_no_pipeline(device) is None:
         from longview.ops.quantisation import triton_hopper
 
-        if triton_hopper.why_not_shape(columns, x_q.shape[1], residual, out_dtype) is None:
+        if triton_hopper.why_not_shape(columns, inner, residual, out_dtype) is None:
             return triton_hopper
     from longview.ops.quantisation import triton_product
 

@@ -76,9 +76,9 @@ def fetch(
 
 @gluon.jit
 def multiply(
-    SIDE: gl.constexpr, out, x_scale, w_scale, bias, xs, ws, zs, full, empty, arrived, T, N: gl.constexpr,
+    SIDE: gl.constexpr, out, pre, x_scale, w_scale, bias, xs, ws, zs, full, empty, arrived, T, N: gl.constexpr,
     K: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr,
-    ACTIVATED: gl.constexpr, BIAS: gl.constexpr, RESIDUAL: gl.constexpr, TANH: gl.constexpr,
+    ACTIVATED: gl.constexpr, BIAS: gl.constexpr, RESIDUAL: gl.constexpr, TANH: gl.constexpr, SAVE: gl.constexpr,
 ):  # fmt: skip
     """Rows SIDE * BM / 2 and on of each tile: sums, epilogue, and the result on its way out."""
     HALF: gl.constexpr = BM // 2
@@ -115,8 +115,16 @@ def multiply(
             mbarrier.wait(arrived.index(SIDE), tile & 1)
         left, right = acc.reshape((HALF, 2, BN // 2)).permute((0, 2, 1)).split()
         where_left, where_right = place.slice(0, BN // 2, dim=1), place.slice(BN // 2, BN // 2, dim=1)
-        leave(left, scale, scale_left, bias_left, n, where_left, N, ACTIVATED, RESIDUAL, TANH)
-        leave(right, scale, scale_right, bias_right, n + BN // 2, where_right, N, ACTIVATED, RESIDUAL, TANH)
+        left, right = scaled(left, scale, scale_left, bias_left), scaled(right, scale, scale_right, bias_right)
+        if SAVE:
+            where_left.store(left.to(place.dtype))
+            where_right.store(right.to(place.dtype))
+            fence_async_shared()
+            tma.async_copy_shared_to_global(pre, [m, n], place)
+            tma.store_wait(0)
+            gl.thread_barrier()
+        leave(left, n, where_left, N, ACTIVATED, RESIDUAL, TANH)
+        leave(right, n + BN // 2, where_right, N, ACTIVATED, RESIDUAL, TANH)
         fence_async_shared()
         tma.async_copy_shared_to_global(out, [m, n], place)
         tile += 1  # noqa: SIM113
@@ -135,15 +143,18 @@ def of_columns(w_scale, bias, column, N: gl.constexpr, BIAS: gl.constexpr):
 
 
 @gluon.jit
-def leave(
-    x, row_scale, scale, shift, n, place, N: gl.constexpr, ACTIVATED: gl.constexpr, RESIDUAL: gl.constexpr,
-    TANH: gl.constexpr,
-):  # fmt: skip
-    """Finish half the columns of a group's sums, and put them where their residual was."""
+def scaled(x, row_scale, scale, shift):
+    """Return half the columns of a group's sums with scales and bias."""
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, x.shape[1], 32])
+    x = gl.convert_layout(x, layout) * gl.convert_layout(row_scale, gl.SliceLayout(1, layout))[:, None]
+    return x * scale[None, :] + shift[None, :]
+
+
+@gluon.jit
+def leave(x, n, place, N: gl.constexpr, ACTIVATED: gl.constexpr, RESIDUAL: gl.constexpr, TANH: gl.constexpr):
+    """Finish half the columns of a tile, and put them where their residual was."""
     WIDE: gl.constexpr = x.shape[1]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 32])
-    x = gl.convert_layout(x, layout) * gl.convert_layout(row_scale, gl.SliceLayout(1, layout))[:, None]
-    x = x * scale[None, :] + shift[None, :]
     if ACTIVATED == N:
         x = silu(x, TANH)
     elif ACTIVATED > 0:
@@ -169,11 +180,14 @@ def silu(x, TANH: gl.constexpr):
 
 @gluon.jit(do_not_specialize=["T"])
 def hopper_kernel(
-    x, w, z, out, x_scale, w_scale, bias, T, N: gl.constexpr, K: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    x, w, z, out, pre, x_scale, w_scale, bias, T, N: gl.constexpr, K: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
     BK: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, ACTIVATED: gl.constexpr, BIAS: gl.constexpr,
-    RESIDUAL: gl.constexpr, TANH: gl.constexpr, REGISTERS: gl.constexpr, FETCH: gl.constexpr,
+    RESIDUAL: gl.constexpr, TANH: gl.constexpr, SAVE: gl.constexpr, REGISTERS: gl.constexpr, FETCH: gl.constexpr,
 ):  # fmt: skip
-    """Tiles of SiLU(x_scale * w_scale * (x @ w.T) + bias) + z; x, w, z and out are tensor descriptors."""
+    """Tiles of SiLU(x_scale * w_scale * (x @ w.T) + bias) + z; with SAVE also what SiLU sees, which ends where it does.
+
+    x, w, z, out and pre are tensor descriptors.
+    """
     xs = gl.allocate_shared_memory(x.dtype, [2 * STAGES, BM // 2, BK], x.layout)
     ws = gl.allocate_shared_memory(w.dtype, [STAGES, BN, BK], w.layout)
     zs = gl.allocate_shared_memory(out.dtype, [2, BM // 2, BN], out.layout)
@@ -188,10 +202,10 @@ def hopper_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (multiply, (0, out, x_scale, w_scale, bias, xs, ws, zs, full, empty, arrived, T, N, K, BM, BN, BK, STAGES,
-                        GROUP, ACTIVATED, BIAS, RESIDUAL, TANH)),
-            (multiply, (1, out, x_scale, w_scale, bias, xs, ws, zs, full, empty, arrived, T, N, K, BM, BN, BK, STAGES,
-                        GROUP, ACTIVATED, BIAS, RESIDUAL, TANH)),
+            (multiply, (0, out, pre, x_scale, w_scale, bias, xs, ws, zs, full, empty, arrived, T, N, K, BM, BN, BK,
+                        STAGES, GROUP, ACTIVATED, BIAS, RESIDUAL, TANH, SAVE)),
+            (multiply, (1, out, pre, x_scale, w_scale, bias, xs, ws, zs, full, empty, arrived, T, N, K, BM, BN, BK,
+                        STAGES, GROUP, ACTIVATED, BIAS, RESIDUAL, TANH, SAVE)),
             (fetch, (x, w, z, xs, ws, zs, full, empty, arrived, T, N, K, BM, BN, BK, STAGES, GROUP, RESIDUAL)),
         ],
         [4, 1],
@@ -220,16 +234,21 @@ def product(
     activated: int,
     out_dtype: torch.dtype,
     pipeline: Pipeline | None = None,
+    pre: Tensor | None = None,
 ) -> Tensor:
-    """Return SiLU(scales * (x w^T) + bias) + residual (T, N), SiLU in the first `activated` columns; T at least 1."""
+    """Return SiLU(scales * (x w^T) + bias) + residual (T, N), SiLU in the first `activated` columns; T at least 1.
+
+    `pre` (T, activated), if given, is filled with what SiLU saw; then there is no residual.
+    """
     (rows, inner), columns = x_TK.shape, len(w_NK)
     p = pipeline or default_pipeline(columns, inner, residual is not None, out_dtype)
     out = torch.empty(rows, columns, dtype=out_dtype, device=x_TK.device)
     tiles = -(-rows // p.rows) * -(-columns // p.columns)
     hopper_kernel[(min(tiles, processors(x_TK.device)),)](
         *(_descriptor(*part) for part in _parts(p, x_TK, w_NK, out if residual is None else residual, out)),
-        x_scale_T, w_scale_N, bias, rows,
-        **constants_of(p, columns, inner, activated, residual is not None, bias is not None, out_dtype), num_warps=4,
+        None if pre is None else _descriptor(pre, [p.rows // 2, p.columns]), x_scale_T, w_scale_N, bias, rows,
+        num_warps=4, **constants_of(p, columns, inner, activated, residual=residual is not None,
+                                    bias=bias is not None, save=pre is not None, stream=out_dtype),
     )  # fmt: skip
     return out
 
@@ -254,11 +273,20 @@ def why_not_shape(columns: int, inner: int, residual: bool, stream: torch.dtype)
 
 
 def constants_of(
-    p: Pipeline, columns: int, inner: int, activated: int, residual: bool, bias: bool, stream: torch.dtype
+    p: Pipeline,
+    columns: int,
+    inner: int,
+    activated: int,
+    *,
+    residual: bool,
+    bias: bool,
+    save: bool,
+    stream: torch.dtype,
 ) -> dict[str, Any]:
     """Return the compile-time arguments."""
     cut = {"BM": p.rows, "BN": p.columns, "BK": p.depth, "STAGES": p.stages, "GROUP": p.group}
     cut |= {"N": columns, "K": inner, "ACTIVATED": activated, "BIAS": bias, "RESIDUAL": residual}
+    cut |= {"SAVE": save}
     return cut | {"TANH": stream != torch.float32, "REGISTERS": GROUP_REGISTERS, "FETCH": FETCH_REGISTERS}
 
 
@@ -280,20 +308,25 @@ def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, 
     """Return (name, kernel, signature, constants, options) of the configurations in use."""
     found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
     for stream, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        for inner, columns, residual in ((512, 512, True), (1024, 1024, True), (1024, 4096, False)):
-            p = default_pipeline(columns, inner, residual, dtype)
-            activated = 0 if residual else columns
-            name = f"{'output' if residual else 'project'} {inner} {stream}"
-            constants = constants_of(p, columns, inner, activated, residual, True, dtype)
-            found.append((name, hopper_kernel, signature(p, stream), constants, {"num_warps": 4}))
+        outputs = [(inner, inner, False) for inner in (512, 1024)]
+        projections = [(inner, 4 * inner, save) for inner in (1024, 2048) for save in (False, True)]
+        for inner, columns, save in outputs + projections:
+            residual = columns == inner
+            p, activated = default_pipeline(columns, inner, residual, dtype), 0 if residual else columns
+            name = f"{'output' if residual else 'project'} {inner} {stream}{' save' if save else ''}"
+            constants = constants_of(
+                p, columns, inner, activated, residual=residual, bias=True, save=save, stream=dtype
+            ) | ({} if save else {"pre": None})
+            found.append((name, hopper_kernel, signature(p, stream, save), constants, {"num_warps": 4}))
     return found
 
 
-def signature(p: Pipeline, stream: str = "bf16") -> dict[str, str]:
+def signature(p: Pipeline, stream: str = "bf16", save: bool = False) -> dict[str, str]:
     """Return the types of the kernel's arguments."""
     types = dict.fromkeys(("x_scale", "w_scale", "bias"), "*fp32") | {"T": "i32"}
     leaving = [p.rows // 2, p.columns]
     boxes = {"x": [p.rows // 2, p.depth], "w": [p.columns, p.depth], "z": leaving, "out": leaving}
+    boxes |= {"pre": leaving} if save else {}
     for name, box in boxes.items():
         kind, bits = ("fp8e4nv", 8) if name in "xw" else (stream, 32 if stream == "fp32" else 16)
         types[name] = f"tensordesc<{kind}[{box[0]},{box[1]}],{layout_of(box, bits)!r}>"

@@ -38,14 +38,15 @@ def prefetch_l2(pointers):
 
 @triton.jit(do_not_specialize=["T"])
 def product_kernel(
-    x, w, z, out, z_first, x_scale, w_scale, bias, T,
+    x, w, z, out, pre, z_first, x_scale, w_scale, bias, T,
     N: tl.constexpr, K: tl.constexpr, ACTIVATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    SAVE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
     FLATTEN: tl.constexpr, PARTS: tl.constexpr, TANH: tl.constexpr, IMPRECISE: tl.constexpr,
 ):  # fmt: skip
     """Tiles of SiLU(x_scale * w_scale * (x @ w.T) + bias) + z, SiLU where the column is below ACTIVATED.
 
-    x, w, z and out are tensor descriptors; `z_first` points at z. RESIDUAL is "none" where there is no z.
+    x, w, z, out and pre are tensor descriptors; `z_first` points at z. RESIDUAL is "none" where there is no z. With
+    SAVE also what SiLU sees (`pre` ends where activation does).
     """
     blocks_m, blocks_n = tl.cdiv(T, BM), tl.cdiv(N, BN)
     for number in tl.range(tl.program_id(0), blocks_m * blocks_n, tl.num_programs(0), flatten=FLATTEN):
@@ -65,27 +66,29 @@ def product_kernel(
         if BIAS:
             acc += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
         if PARTS == 1:
-            _leave(acc, z, out, m, n, N, ACTIVATED, RESIDUAL, BN, TANH)
+            _leave(acc, z, out, pre, m, n, N, ACTIVATED, RESIDUAL, SAVE, BN, TANH)
         else:
             left, right = halves_of(acc, BM, BN)
             if PARTS == 2:
-                _leave(left, z, out, m, n, N, ACTIVATED, RESIDUAL, BN // 2, TANH)
-                _leave(right, z, out, m, n + BN // 2, N, ACTIVATED, RESIDUAL, BN // 2, TANH)
+                _leave(left, z, out, pre, m, n, N, ACTIVATED, RESIDUAL, SAVE, BN // 2, TANH)
+                _leave(right, z, out, pre, m, n + BN // 2, N, ACTIVATED, RESIDUAL, SAVE, BN // 2, TANH)
             else:
                 first, second = halves_of(left, BM, BN // 2)
-                _leave(first, z, out, m, n, N, ACTIVATED, RESIDUAL, BN // 4, TANH)
-                _leave(second, z, out, m, n + BN // 4, N, ACTIVATED, RESIDUAL, BN // 4, TANH)
+                _leave(first, z, out, pre, m, n, N, ACTIVATED, RESIDUAL, SAVE, BN // 4, TANH)
+                _leave(second, z, out, pre, m, n + BN // 4, N, ACTIVATED, RESIDUAL, SAVE, BN // 4, TANH)
                 first, second = halves_of(right, BM, BN // 2)
-                _leave(first, z, out, m, n + BN // 2, N, ACTIVATED, RESIDUAL, BN // 4, TANH)
-                _leave(second, z, out, m, n + 3 * (BN // 4), N, ACTIVATED, RESIDUAL, BN // 4, TANH)
+                _leave(first, z, out, pre, m, n + BN // 2, N, ACTIVATED, RESIDUAL, SAVE, BN // 4, TANH)
+                _leave(second, z, out, pre, m, n + 3 * (BN // 4), N, ACTIVATED, RESIDUAL, SAVE, BN // 4, TANH)
 
 
 @triton.jit
 def _leave(
-    x, z, out, m, n, N: tl.constexpr, ACTIVATED: tl.constexpr, RESIDUAL: tl.constexpr, WIDE: tl.constexpr,
-    TANH: tl.constexpr,
+    x, z, out, pre, m, n, N: tl.constexpr, ACTIVATED: tl.constexpr, RESIDUAL: tl.constexpr, SAVE: tl.constexpr,
+    WIDE: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip
     """Store a part of the result at (m, n), after SiLU and with the residual where there are any."""
+    if SAVE:
+        pre.store([m, n], x.to(pre.dtype))
     if ACTIVATED == N:
         x = silu(x, TANH)
     elif ACTIVATED > 0:
@@ -115,14 +118,18 @@ def product(
     activated: int,
     out_dtype: torch.dtype,
     plan: Plan | None = None,
+    pre: Tensor | None = None,
 ) -> Tensor:
-    """Return SiLU(scales * (x w^T) + bias) + residual (T, N), SiLU in the first `activated` columns; T at least 1."""
+    """Return SiLU(scales * (x w^T) + bias) + residual (T, N), SiLU in the first `activated` columns; T at least 1.
+
+    `pre` (T, activated), if given, is filled with what SiLU saw.
+    """
     (rows, inner), columns = x_TK.shape, len(w_NK)
     plan = plan or default_plan(columns, inner, residual is not None, out_dtype, x_TK.device.type == "cuda")
     tiling = plan.tiling
     out = torch.empty(rows, columns, dtype=out_dtype, device=x_TK.device)
     constants: dict[str, Any] = {"N": columns, "K": inner, "ACTIVATED": activated, "BIAS": bias is not None}
-    constants |= {"RESIDUAL": "none" if residual is None else plan.fetch}
+    constants |= {"RESIDUAL": "none" if residual is None else plan.fetch, "SAVE": pre is not None}
     constants |= {
         "TANH": x_TK.is_cuda and out_dtype != torch.float32,
         "IMPRECISE": tiling.depth if plan.exact else None,
@@ -132,6 +139,7 @@ def product(
         TensorDescriptor.from_tensor(w_NK, [tiling.columns, tiling.depth]),
         None if residual is None else TensorDescriptor.from_tensor(residual, tiling.leaving()),
         TensorDescriptor.from_tensor(out, tiling.leaving()),
+        None if pre is None else TensorDescriptor.from_tensor(pre, tiling.leaving()),
         residual, x_scale_T, w_scale_N, bias, rows, **constants, **tiling.constants(), **tiling.launch(),
     )  # fmt: skip
     return out
@@ -144,7 +152,9 @@ def default_plan(columns: int, inner: int, residual: bool, stream: torch.dtype, 
     return Plan(Tiling(128, 128, 64, 4, 4 if stream != torch.float32 else 3, resident=2, flatten=True, parts=2))
 
 
-def signature(plan: Plan, stream: str = "bf16", residual: bool = True, bias: bool = True) -> dict[str, str]:
+def signature(
+    plan: Plan, stream: str = "bf16", residual: bool = True, bias: bool = True, save: bool = False
+) -> dict[str, str]:
     """Return the types of the kernel's arguments."""
     tiling = plan.tiling
     leaving = "tensordesc<{}[{},{}]>".format(stream, *tiling.leaving())
@@ -157,14 +167,18 @@ def signature(plan: Plan, stream: str = "bf16", residual: bool = True, bias: boo
         "T": "i32",
     }
     types |= {"z": leaving, "z_first": f"*{stream}"} if residual else {}
+    types |= {"pre": leaving} if save else {}
     return types | ({"bias": "*fp32"} if bias else {})
 
 
-def constants_of(plan: Plan, columns: int, inner: int, activated: int, residual: bool, bias: bool) -> dict[str, Any]:
+def constants_of(
+    plan: Plan, columns: int, inner: int, activated: int, *, residual: bool, bias: bool, save: bool = False
+) -> dict[str, Any]:
     """Return the compile-time arguments of a launch on a GPU."""
     found = {**plan.tiling.constants(), "N": columns, "K": inner, "ACTIVATED": activated, "BIAS": bias}
     found |= {"RESIDUAL": plan.fetch if residual else "none", "TANH": True}
     found |= {"IMPRECISE": plan.tiling.depth if plan.exact else None}
+    found |= {"SAVE": save} | ({} if save else {"pre": None})
     found |= {} if residual else {"z": None, "z_first": None}
     return found | ({} if bias else {"bias": None})
 
@@ -173,9 +187,10 @@ def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, 
     """Return (name, kernel, signature, constants, options) of the configurations in use."""
     found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
     for stream, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        for columns, residual in ((512, True), (2048, False)):
-            plan = default_plan(columns, 512, residual, dtype)
-            constants = constants_of(plan, columns, 512, 0 if residual else columns, residual, True)
-            name = f"{'output' if residual else 'project'} 512 {stream}"
-            found.append((name, product_kernel, signature(plan, stream, residual), constants, plan.tiling.launch()))
+        for columns, residual, save in ((512, True, False), (2048, False, False), (2048, False, True)):
+            plan, activated = default_plan(columns, 512, residual, dtype), 0 if residual else columns
+            constants = constants_of(plan, columns, 512, activated, residual=residual, bias=True, save=save)
+            name = f"{'output' if residual else 'project'} 512 {stream}{' save' if save else ''}"
+            types = signature(plan, stream, residual, save=save)
+            found.append((name, product_kernel, types, constants, plan.tiling.launch()))
     return found

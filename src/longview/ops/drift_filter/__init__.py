@@ -1,0 +1,97 @@
+"""A batch's moments, a drift policy's next state and the batch standardised by it, in two launches on a GPU.
+
+In plain torch (`metric_learning.observe`) the same takes some seventy operations on vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from longview.ops.kernels import on_device_of, padded_dim, why_no_triton
+from longview.ops.memory_loss.launch import alignment, launch
+
+MAX_WIDTH = 2048  # the vectors of the state that a program holds in registers
+SUM_ROWS, SUM_DIMS = 32, 16  # anchors and dimensions of a program that sums
+STORED = 4096  # values of the batch that a program standardises
+
+
+class Filter(NamedTuple):
+    """What the kernels compute; the names are those of the policies in `metric_learning`.
+
+    kind: `xbn`, `axbn` or `moving-average`, whose weight of the newest batch is `rate`; with `learned`, `rate` is that
+    of the newest innovation. anchor: which moments the rows are standardised by, `memory` for none. squared: the
+    variance is filtered. shared: one gain. sampled: the noise follows from the classes, otherwise it is `noise`.
+    floor: least standard deviation.
+    """
+
+    kind: Literal["xbn", "axbn", "moving-average"]
+    anchor: Literal["state", "batch", "memory"]
+    floor: float
+    rate: float = 0.0
+    noise: float = 0.0
+    squared: bool = False
+    shared: bool = False
+    sampled: bool = False
+    learned: bool = False
+
+
+class Filtered(NamedTuple):
+    """moments, error, gain, own: (2, d). drift: (2, 1). stored: (b, d), for the anchor `memory` the rows as given."""
+
+    moments: Tensor
+    error: Tensor
+    gain: Tensor
+    own: Tensor
+    drift: Tensor
+    stored: Tensor
+
+
+def why_not(values: Tensor) -> str | None:
+    """Return why the kernels cannot serve these rows (b, d), in a sentence, or None where they can."""
+    if values.dtype != torch.float32:
+        return f"the kernels compute in float32, and the moments are {values.dtype}"
+    if values.shape[1] > MAX_WIDTH:
+        return f"the kernels take rows of up to {MAX_WIDTH} values, got {values.shape[1]}"
+    return why_no_triton(values.device)
+
+
+def filtered(
+    setting: Filter, values: Tensor, labels: Tensor, moments: Tensor, error: Tensor, drift: Tensor
+) -> Filtered:
+    """Return what a batch makes of the state; nothing that is given is changed. Bits do not depend on the run.
+
+    Args:
+        setting: of the policy; every state but the first, which is the batch's.
+        values: (b, d) float32 with b > 0. labels: (b,) int64.
+        moments, error: (2, d) float32. drift: (2, 1) float32.
+    """
+    from longview.ops.drift_filter import triton_filter as kernels
+
+    values, labels = values.contiguous(), labels.contiguous()
+    moments, error, drift = moments.contiguous(), error.contiguous(), drift.contiguous()
+    b, width = values.shape
+    padded = padded_dim(width)
+    blocks = -(-b // SUM_ROWS) if setting.sampled else 1
+    step = 2 * width
+    # One allocation for all that is kept and one for what is not.
+    kept, sums = values.new_empty(4 * step + 2), values.new_empty(blocks * (step + 1))
+    stored = values if setting.anchor == "memory" else torch.empty_like(values)
+    rows = max(1, STORED // padded)
+    name = (alignment(values), alignment(labels), alignment(moments), alignment(error), alignment(drift))
+    with on_device_of(values):
+        launch(
+            kernels.sum_batch, (blocks, -(-width // SUM_DIMS)), name[:2],
+            (values, labels, kept, sums, b, setting.floor),
+            {"SAMPLED": setting.sampled, "ROWS": SUM_ROWS, "DIMS": SUM_DIMS, "WIDTH": width},
+        )  # fmt: skip
+        launch(
+            kernels.filter_moments, (1 if setting.anchor == "memory" else -(-b // rows), 1), name,
+            (values, sums, moments, error, drift, kept, stored, b, blocks, setting.noise, setting.rate),
+            {"KIND": setting.kind, "ANCHOR": setting.anchor, "SQUARED": setting.squared, "SHARED": setting.shared,
+             "SAMPLED": setting.sampled, "LEARNED": setting.learned, "ROWS": rows, "WIDTH": width, "PADDED": padded},
+        )  # fmt: skip
+    new_moments, new_error, gain, own = kept[: 4 * step].view(4, 2, width).unbind()
+    return Filtered(new_moments, new_error, gain, own, kept[4 * step :].view(2, 1), stored)

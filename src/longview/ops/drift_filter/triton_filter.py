@@ -1,0 +1,173 @@
+# mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
+"""The kernels of `drift_filter`; their equations are those of `metric_learning.moments` and `metric_learning.kalman`.
+
+What is kept is one vector: moments, error, gain and the batch's own moments, (2, d) each, and drift (2,).
+
+Shapes: b rows, d WIDTH; r anchors and e dimensions of a program.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+TINY = tl.constexpr(1e-30)
+LARGEST = tl.constexpr(3.0e38)
+
+
+@triton.jit(do_not_specialize=["b"])
+def sum_batch(
+    values, labels, kept, sums,
+    b, floor,
+    SAMPLED: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Write the batch's own moments; with SAMPLED, for a block of anchors, the squared sums of their classes.
+
+    `sums` (blocks, 2d + 1): of the rows less their mean, of their squares less the variance, and classes. A class's
+    sum is met once a row of it, hence the weights.
+    """
+    dims = tl.program_id(1) * DIMS + tl.arange(0, DIMS)
+    inside = dims < WIDTH
+    total_e = tl.zeros([DIMS], tl.float32)
+    for start in tl.range(0, b, ROWS):
+        row = start + tl.arange(0, ROWS)
+        place = row.to(tl.int64)[:, None] * WIDTH + dims[None, :]
+        total_e += tl.sum(tl.load(values + place, mask=(row < b)[:, None] & inside[None, :], other=0.0), 0)
+    mean_e = tl.div_rn(total_e, b.to(tl.float32))
+    total_e = tl.zeros([DIMS], tl.float32)
+    for start in tl.range(0, b, ROWS):
+        row = start + tl.arange(0, ROWS)
+        taken = (row < b)[:, None] & inside[None, :]
+        x_re = tl.load(values + row.to(tl.int64)[:, None] * WIDTH + dims[None, :], mask=taken, other=0.0)
+        away_re = tl.where(taken, x_re - mean_e[None, :], 0.0)
+        total_e += tl.sum(away_re * away_re, 0)
+    variance_e = tl.div_rn(total_e, b.to(tl.float32))
+    if tl.program_id(0) == 0:
+        own = kept + 6 * WIDTH + dims
+        tl.store(own, mean_e, mask=inside)
+        tl.store(own + WIDTH, tl.maximum(tl.sqrt_rn(variance_e), floor), mask=inside)
+    if SAMPLED:
+        anchor = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        label_r = tl.load(labels + anchor, mask=anchor < b, other=0)
+        first_re, second_re = tl.zeros([ROWS, DIMS], tl.float32), tl.zeros([ROWS, DIMS], tl.float32)
+        count_r = tl.zeros([ROWS], tl.float32)
+        for start in tl.range(0, b, ROWS):
+            row = start + tl.arange(0, ROWS)
+            taken = (row < b)[:, None] & inside[None, :]
+            x_re = tl.load(values + row.to(tl.int64)[:, None] * WIDTH + dims[None, :], mask=taken, other=0.0)
+            away_re = tl.where(taken, x_re - mean_e[None, :], 0.0)
+            square_re = tl.where(taken, away_re * away_re - variance_e[None, :], 0.0)
+            other_c = tl.load(labels + row, mask=row < b, other=0)
+            same_rc = ((label_r[:, None] == other_c[None, :]) & (row < b)[None, :]).to(tl.float32)
+            first_re = tl.dot(same_rc, away_re, first_re, input_precision="ieee")
+            second_re = tl.dot(same_rc, square_re, second_re, input_precision="ieee")
+            count_r += tl.sum(same_rc, 1)
+        weight_r = tl.where(anchor < b, 1 / tl.maximum(count_r, 1.0), 0.0)
+        here = sums + tl.program_id(0) * (2 * WIDTH + 1)
+        tl.store(here + dims, tl.sum(weight_r[:, None] * first_re * first_re, 0), mask=inside)
+        tl.store(here + WIDTH + dims, tl.sum(weight_r[:, None] * second_re * second_re, 0), mask=inside)
+        if tl.program_id(1) == 0:
+            tl.store(here + 2 * WIDTH, tl.sum(weight_r, 0))
+
+
+@triton.jit
+def pooled(x_d, inside, SHARED: tl.constexpr, WIDTH: tl.constexpr):
+    """Return `x_d`, or its mean over dimensions in each of them where these share a gain."""
+    if SHARED:
+        return tl.zeros_like(x_d) + tl.div_rn(tl.sum(tl.where(inside, x_d, 0.0), 0), WIDTH * 1.0)
+    return x_d
+
+
+@triton.jit
+def between(a, b, weight):
+    """Return a + weight * (b - a), exactly b for a weight of 1."""
+    return tl.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1 - weight))
+
+
+@triton.jit
+def kalman(old_d, new_d, error_d, drift, scale_d, noise_d, inside, rate, LEARNED: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the moments, error and gain (d,) and the drift after an observation."""
+    before_d = error_d + tl.maximum(drift, 0.0)
+    gain_d = tl.div_rn(before_d, before_d + noise_d)
+    gain_d = tl.where(gain_d == gain_d, gain_d, 1.0)  # 0 / 0: nothing known and nothing unsure
+    if LEARNED:
+        away_d = new_d - old_d
+        surprise_d = tl.div_rn(away_d * away_d, scale_d) - error_d - noise_d
+        surprise = tl.div_rn(tl.sum(tl.where(inside, surprise_d, 0.0), 0), WIDTH * 1.0)
+        drift = tl.where(tl.abs(surprise) < LARGEST, between(drift, surprise, rate), drift)
+    return between(old_d, new_d, gain_d), (1 - gain_d) * before_d, gain_d, drift
+
+
+@triton.jit(do_not_specialize=["b", "blocks"])
+def filter_moments(
+    values, sums, moments, error, drift, kept, stored,
+    b, blocks, noise, rate,
+    KIND: tl.constexpr, ANCHOR: tl.constexpr, SQUARED: tl.constexpr, SHARED: tl.constexpr,
+    SAMPLED: tl.constexpr, LEARNED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Write the state after the batch, and a block of its rows standardised; every program computes the same state."""
+    dims = tl.arange(0, PADDED)
+    inside = dims < WIDTH
+    own_mean_d = tl.load(kept + 6 * WIDTH + dims, mask=inside, other=0.0)
+    own_std_d = tl.load(kept + 7 * WIDTH + dims, mask=inside, other=1.0)
+    mean_d, std_d = own_mean_d, own_std_d
+    old_mean_d = tl.load(moments + dims, mask=inside, other=0.0)
+    old_std_d = tl.load(moments + WIDTH + dims, mask=inside, other=1.0)
+    error_mean_d = tl.load(error + dims, mask=inside, other=0.0)
+    error_std_d = tl.load(error + WIDTH + dims, mask=inside, other=0.0)
+    gain_mean_d, gain_std_d = tl.full([PADDED], 1.0, tl.float32), tl.full([PADDED], 1.0, tl.float32)
+    drift_mean, drift_std = tl.load(drift), tl.load(drift + 1)
+    if KIND == "moving-average":
+        gain_mean_d, gain_std_d = gain_mean_d * rate, gain_std_d * rate
+        mean_d, std_d = between(old_mean_d, own_mean_d, gain_mean_d), between(old_std_d, own_std_d, gain_std_d)
+    if KIND == "axbn":
+        variance_d = own_std_d * own_std_d
+        square_d = variance_d * variance_d if SQUARED else variance_d
+        scale_mean_d = tl.maximum(pooled(variance_d, inside, SHARED, WIDTH), TINY)
+        scale_std_d = tl.maximum(pooled(square_d, inside, SHARED, WIDTH), TINY)
+        if SAMPLED:
+            noise_mean_d, noise_std_d = tl.zeros([PADDED], tl.float32), tl.zeros([PADDED], tl.float32)
+            classes = noise * 0
+            for block in tl.range(0, blocks):
+                here = sums + block * (2 * WIDTH + 1)
+                noise_mean_d += tl.load(here + dims, mask=inside, other=0.0)
+                noise_std_d += tl.load(here + WIDTH + dims, mask=inside, other=0.0)
+                classes += tl.load(here + 2 * WIDTH)
+            classes = tl.floor(classes + 0.5)  # 1/3 + 1/3 + 1/3 is one class
+            number = b.to(tl.float32)
+            factor = tl.div_rn(classes, tl.maximum(classes - 1, 1.0) * number * number)
+            noise_mean_d = tl.where(classes > 1, noise_mean_d * factor, float("inf"))
+            noise_std_d = tl.where(classes > 1, noise_std_d * factor, float("inf"))
+            if not SQUARED:  # the delta rule, d(sigma) = d(variance) / (2 sigma)
+                noise_std_d = tl.div_rn(noise_std_d, tl.maximum(4 * variance_d, TINY))
+            noise_mean_d = tl.div_rn(pooled(noise_mean_d, inside, SHARED, WIDTH), scale_mean_d)
+            noise_std_d = tl.div_rn(pooled(noise_std_d, inside, SHARED, WIDTH), scale_std_d)
+        else:
+            noise_mean_d, noise_std_d = tl.zeros([PADDED], tl.float32) + noise, tl.zeros([PADDED], tl.float32) + noise
+        mean_d, error_mean_d, gain_mean_d, drift_mean = kalman(
+            old_mean_d, own_mean_d, error_mean_d, drift_mean, scale_mean_d, noise_mean_d, inside, rate, LEARNED, WIDTH
+        )
+        old_d = old_std_d * old_std_d if SQUARED else old_std_d
+        new_d = variance_d if SQUARED else own_std_d
+        std_d, error_std_d, gain_std_d, drift_std = kalman(
+            old_d, new_d, error_std_d, drift_std, scale_std_d, noise_std_d, inside, rate, LEARNED, WIDTH
+        )
+        if SQUARED:  # with a gain of 1, sigma is the batch's bit for bit
+            std_d = tl.where(gain_std_d == 1, own_std_d, tl.sqrt_rn(std_d))
+    if tl.program_id(0) == 0:
+        tl.store(kept + dims, mean_d, mask=inside)
+        tl.store(kept + WIDTH + dims, std_d, mask=inside)
+        tl.store(kept + 2 * WIDTH + dims, error_mean_d, mask=inside)
+        tl.store(kept + 3 * WIDTH + dims, error_std_d, mask=inside)
+        tl.store(kept + 4 * WIDTH + dims, gain_mean_d, mask=inside)
+        tl.store(kept + 5 * WIDTH + dims, gain_std_d, mask=inside)
+        tl.store(kept + 8 * WIDTH, drift_mean)
+        tl.store(kept + 8 * WIDTH + 1, drift_std)
+    if ANCHOR != "memory":
+        if ANCHOR == "batch":
+            mean_d, std_d = own_mean_d, own_std_d
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        place = row.to(tl.int64)[:, None] * WIDTH + dims[None, :]
+        taken = (row < b)[:, None] & inside[None, :]
+        x_rd = tl.load(values + place, mask=taken, other=0.0)
+        tl.store(stored + place, tl.div_rn(x_rd - mean_d[None, :], tl.zeros_like(x_rd) + std_d[None, :]), mask=taken)
