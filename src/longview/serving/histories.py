@@ -72,12 +72,14 @@ class Histories:
 
     def _batch(self, starts: Rows, ends: Rows) -> JaggedBatch:
         rows, offsets = jagged_rows(starts, ends)
-        columns = {
-            name: None if column is None else torch.from_numpy(column[rows])
-            for name, column in (
-                ("timestamps", self.timestamps),
-                ("actions", self.actions),
-                ("strengths", self.strengths),
-            )
-        }
-        return JaggedBatch(torch.from_numpy(self.items[rows]), torch.from_numpy(offsets.astype(np.int64)), **columns)
+        timestamps, actions, strengths = (
+            None if column is None else torch.from_numpy(column[rows])
+            for column in (self.timestamps, self.actions, self.strengths)
+        )
+        return JaggedBatch(
+            torch.from_numpy(self.items[rows]),
+            torch.from_numpy(offsets.astype(np.int64)),
+            timestamps=timestamps,
+            actions=actions,
+            strengths=strengths,
+        )
