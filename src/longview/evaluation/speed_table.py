@@ -60,7 +60,11 @@ def _train(result: Result) -> list[Row]:
     )
     peer = result.get("peer")
     ours = f"{result['seconds_per_epoch']:.1f} s"
-    rows = [Row(f"an epoch of training ({setting})", ours, _seconds(peer, "seconds_per_epoch"), main=peer is not None)]
+    beside = _seconds(peer, "seconds_per_epoch")
+    if "launch_by_launch" in result:
+        beside = f"launch by launch: {result['launch_by_launch']['seconds_per_epoch']:.2f} s"
+        ours = f"{result['seconds_per_epoch']:.2f} s"
+    rows = [Row(f"an epoch of training ({setting})", ours, beside, main=bool(beside))]
     if peer:
         users = f"{result['data']['users']:,}"
         top = f"{result['recommend_seconds']:.2f} s"
@@ -196,19 +200,18 @@ def _main_balance(one: Result) -> bool:
 
 def _memory_loss(result: Result) -> list[Row]:
     def cell(row: Result) -> str:
-        return f"{row['median_ms']:.2f} ms, {row['extra_mib']:,.0f} MiB"
+        graph = f" ({row['graph_ms']:.2f} ms as a CUDA graph)" if "graph_ms" in row else ""
+        return f"{row['median_ms']:.2f} ms{graph}, {row['extra_mib']:,.0f} MiB"
 
     rows = []
     for one in result["settings"]:
         found = dict(one["providers"])
-        ours = {name: found.pop(name) for name in ("contrastive", "info-nce") if name in found}
-        beside = "; ".join(
-            f"{name}: {cell(row)}" for name, row in found.items() if name.startswith(("chunked", "pytorch"))
-        )
+        ours = {name: found.pop(name) for name in ("contrastive", "supervised-contrastive") if name in found}
+        beside = _joined({name: cell(row) for name, row in found.items() if name.startswith(("chunked", "pytorch"))})
         for name, row in ours.items():
             what = f"{name} of {one['batch']} × {one['rows']:,} memory rows of {one['width']}, {one['dtype']}"
-            main = name == "contrastive" and one["batch"] == 256
-            rows.append(Row(f"{what}, forward and backward", cell(row), f"InfoNCE, {beside}" if beside else "", main))
+            main = name != "contrastive" and one["batch"] == 256
+            rows.append(Row(f"{what}, forward and backward", cell(row), beside, main))
     return rows
 
 
