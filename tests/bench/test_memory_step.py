@@ -29,7 +29,7 @@ def test_every_provider_is_timed_beside_plain_xbm(tmp_path: Path, monkeypatch: p
 def test_the_memory_is_full_from_the_first_timed_step() -> None:
     setting = Setting(8, 20, 4)
     loss = memory_step._loss(setting, memory_step.PROVIDERS["AXBN"])
-    memory_step._fill(loss, setting, "cpu")  # type: ignore[arg-type]
+    memory_step._fill(loss, setting, "cpu", memory_step.small_encoder(4))  # type: ignore[arg-type]
     assert len(loss.memory) == 20  # type: ignore[arg-type]
 
 

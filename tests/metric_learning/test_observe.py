@@ -1,62 +1,104 @@
-"""A batch seen by a policy: the graph of a GPU computes what the operations do, and nothing that is saved holds it."""
+"""A batch seen by a policy: the kernels tell what the operations do. Without a GPU they run in Triton's interpreter."""
 
 from __future__ import annotations
 
 import copy
-import pickle
 from typing import Any
 
 import pytest
 import torch
 
-from longview.metric_learning import AdaptiveMomentMatching, DriftState
-from longview.metric_learning.observe import SIGHTINGS, Observer, observe
+from longview.metric_learning import AdaptiveMomentMatching, DriftState, MomentMatching, MovingAverage
+from longview.metric_learning.drift import DriftPolicy, NoCorrection
+from longview.metric_learning.observe import Observation, filter_of, observe
+from longview.ops.drift_filter import why_not
 from tests.metric_learning.helpers import drifting, memory
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-POLICY = AdaptiveMomentMatching()
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+POLICIES: dict[str, DriftPolicy] = {
+    "xbn": MomentMatching(),
+    "moving average": MovingAverage(rate=0.3),
+    "moving average, slow, by its batch": MovingAverage(rate=0.6, anchor="batch"),
+    "axbn": AdaptiveMomentMatching(),
+    "axbn, variance, gain a dimension": AdaptiveMomentMatching(filter="variance", gain="dimension"),
+    "axbn, constant noise": AdaptiveMomentMatching(noise="constant", process="constant"),
+    "axbn, against the memory": AdaptiveMomentMatching(anchor="memory", filter="variance"),
+}
 
 
-def test_on_a_cpu_it_is_observe() -> None:
-    state = DriftState.empty(6, torch.float64)
-    values, labels, _ = drifting(1)[0]
-    got, expected = Observer(POLICY, 1e-6)(values, labels, state), observe(POLICY, 1e-6, values, labels, state)
-    assert all(torch.equal(one, other) for one, other in zip(got.state, expected.state, strict=True))
-    assert torch.equal(got.stored, expected.stored)
+def empty(width: int) -> DriftState:
+    state = DriftState.empty(width, torch.float32)
+    return DriftState._make([*(part.to(DEVICE) for part in state[:-1]), state.steps])
 
 
-@needs_gpu
-@pytest.mark.parametrize("options", [{}, {"filter": "variance", "gain": "dimension"}, {"noise": "constant"}])
-def test_the_graph_computes_the_same_bits(options: Any) -> None:
-    policy = AdaptiveMomentMatching(**options)
-    graphed, state = Observer(policy, 1e-6), DriftState.empty(6, torch.float32)
-    state = DriftState._make([*(part.cuda() for part in state[:-1]), state.steps])
-    for values, labels, _ in drifting(SIGHTINGS + 8):
-        z, y = values.float().cuda(), labels.cuda()
+def flat(seen: Observation) -> list[torch.Tensor]:
+    return [*seen.state, seen.own, seen.stored]
+
+
+def assert_alike(got: Observation, expected: Observation) -> None:
+    for one, other in zip(flat(got), flat(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_kernels_tell_what_the_operations_do(name: str) -> None:
+    policy, state = POLICIES[name], empty(6)
+    for step, (values, labels, _) in enumerate(drifting(5)):
+        z, y = values.float().to(DEVICE), labels.to(DEVICE)
         before = [part.clone() for part in state]
-        expected, got = observe(policy, 1e-6, z, y, state), graphed(z, y, state)
-        assert torch.equal(expected.own, got.own)
-        assert torch.equal(expected.stored, got.stored)
-        assert all(torch.equal(a, b) for a, b in zip(expected.state, got.state, strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
-        state = got.state
-    assert len(graphed._graphs) == 1
+        expected = observe(policy, 1e-6, z, y, state, kernels=False)
+        if step:
+            got = observe(policy, 1e-6, z, y, state, kernels=True)
+            assert_alike(got, expected)
+            again = observe(policy, 1e-6, z, y, state, kernels=True)
+            assert all(torch.equal(a, b) for a, b in zip(flat(got), flat(again), strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
+        state = expected.state
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 3), (45, 20), (70, 33)])
+def test_batches_of_any_size(rows: int, width: int) -> None:
+    source = torch.Generator().manual_seed(rows)
+    state = empty(width)
+    for step in range(3):
+        z = torch.randn(rows, width, generator=source).to(DEVICE)
+        y = torch.randint(rows // 3 + 1, (rows,), generator=source).to(DEVICE)
+        expected = observe(POLICIES["axbn"], 1e-6, z, y, state, kernels=False)
+        if step:
+            assert_alike(observe(POLICIES["axbn"], 1e-6, z, y, state, kernels=True), expected)
+        state = expected.state
+
+
+@pytest.mark.parametrize("filter_", ["sigma", "variance"])
+def test_without_noise_the_kernels_of_axbn_are_those_of_xbn_bit_for_bit(filter_: Any) -> None:
+    exact = AdaptiveMomentMatching(
+        noise="constant", process="constant", observation_noise=0, process_noise=0.1, filter=filter_, anchor="batch"
+    )
+    state = empty(6)
+    for step, (values, labels, _) in enumerate(drifting(4)):
+        z, y = values.float().to(DEVICE), labels.to(DEVICE)
+        seen = observe(exact, 1e-6, z, y, state, kernels=bool(step))
+        if step:
+            plain = observe(MomentMatching(), 1e-6, z, y, state, kernels=True)
+            assert torch.equal(seen.state.moments, plain.state.moments)
+            assert torch.equal(seen.stored, plain.stored)
+        state = seen.state
+
+
+def test_what_the_kernels_do_not_have_takes_the_operations() -> None:
+    assert filter_of(NoCorrection(), 1e-6) is None
+    assert "float64" in str(why_not(torch.zeros(2, 3, dtype=torch.float64)))
+    assert "up to 2048" in str(why_not(torch.zeros(2, 4000)))
 
 
 @needs_gpu
 def test_a_memory_that_is_moved_goes_on() -> None:
     bank = memory({"kind": "axbn"}, storage="float32", moments="float32").cuda()
-    for values, labels, ids in drifting(SIGHTINGS + 3):
+    for values, labels, ids in drifting(5):
         bank(values.float().cuda(), labels.cuda(), ids.cuda())
     assert bank.queue.cursor.device.type == "cpu"
     other = copy.deepcopy(bank).cpu()
     for values, labels, ids in drifting(3, seed=1):
         one, two = bank(values.float().cuda(), labels.cuda(), ids.cuda()), other(values.float(), labels, ids)
         torch.testing.assert_close(one.embeddings().cpu(), two.embeddings(), rtol=1e-4, atol=1e-5)
-
-
-def test_graphs_are_neither_copied_nor_pickled() -> None:
-    observer = Observer(POLICY, 1e-6)
-    observer._graphs["a shape"] = object()  # type: ignore[assignment]
-    assert copy.deepcopy(observer)._graphs == {}
-    assert pickle.loads(pickle.dumps(observer))._graphs == {}

@@ -6,6 +6,7 @@ ratios of medians of one run hold where ratios between runs do not.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,13 @@ def interleaved(
     Raises:
         InputError: fewer than one round.
     """
+    return {name: Timing.of(spent) for name, spent in turns(providers, rounds=rounds, warm_up=warm_up).items()}
+
+
+def turns(
+    providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Return the seconds of every round of each provider; see `interleaved`."""
     if rounds < 1:
         raise InputError(f"rounds={rounds}: at least 1")
     seconds: dict[str, list[float]] = {name: [] for name in providers}
@@ -69,4 +77,21 @@ def interleaved(
             spent = time.perf_counter() - begin
             if turn >= 0:
                 seconds[name].append(spent)
-    return {name: Timing.of(spent) for name, spent in seconds.items()}
+    return seconds
+
+
+def paired_ratio(seconds: list[float], base: list[float]) -> tuple[float, float, float]:
+    """Return the median over rounds of `seconds` / `base`, and a 95 % interval of it.
+
+    Both of a round met the same machine, so its ratio says more than the ratio of two medians. The interval is that of
+    the order statistics, which supposes nothing of how ratios are distributed; of few rounds it is their whole range.
+
+    Example:
+        >>> paired_ratio([2.0, 3.0, 8.0], [1.0, 1.0, 4.0])
+        (2.0, 2.0, 3.0)
+    """
+    ratios = sorted(a / b for a, b in zip(seconds, base, strict=True))
+    n = len(ratios)
+    half = 0.98 * n**0.5  # 1.96 standard deviations of how many of n lie below the median
+    low, high = max(0, math.floor((n - 1) / 2 - half)), min(n - 1, math.ceil((n - 1) / 2 + half))
+    return float(np.median(ratios)), ratios[low], ratios[high]

@@ -12,7 +12,7 @@ from longview.errors import InputError
 from longview.metric_learning.checks import check_batch, check_values, of
 from longview.metric_learning.drift import DriftState
 from longview.metric_learning.memory_config import DTYPES, MemoryConfig
-from longview.metric_learning.observe import Observation, Observer, standardised
+from longview.metric_learning.observe import Observation, observe, standardised
 from longview.metric_learning.queue import FixedBuffers, RowQueue, Rows
 from longview.metric_learning.reference import Reference
 from longview.ops.collectives import (
@@ -66,7 +66,6 @@ class EmbeddingMemory(FixedBuffers):
             held //= world
         anchored = config.drift.corrects and config.drift.anchor == "memory"
         self.queue = RowQueue(held, config.width, DTYPES[config.storage], sums=anchored)
-        self._observer = Observer(config.drift, config.floor)
         for name, value in DriftState.empty(config.width, DTYPES[config.moments])._asdict().items():
             self.register_buffer(f"drift_{name}", value)
         for name in ("step", "seen", "stored", "cohorts"):
@@ -212,7 +211,7 @@ class EmbeddingMemory(FixedBuffers):
         if not self.config.drift.corrects:
             return Observation(self.drift_state, self.drift_moments, rows.values)
         reduce = sum_over_ranks if self.config.distributed == "local" and ranks()[0] > 1 else None
-        return self._observer(rows.values, rows.labels, self.drift_state, reduce)
+        return observe(self.config.drift, self.config.floor, rows.values, rows.labels, self.drift_state, reduce)
 
     def _stored(self, seen: Observation) -> Tensor:
         """Return the rows of this step, (b, d), as they are stored; the policy's state is that of this step."""

@@ -19,18 +19,19 @@ from longview.ops.memory_loss.end import End, finish, log_of
 from longview.ops.memory_loss.forms import Form, Plan, plan_of
 from longview.ops.memory_loss.losses import PairLoss
 from longview.ops.memory_loss.pairs import Pairs, View
+from longview.ops.memory_loss.path import fast_products
 from longview.ops.memory_loss.reference import TINY
 from longview.ops.memory_loss.tiles import NO_ROW, Running, add_tile, weights_at_end
 from longview.ops.softmax_loss.numerics import (
     accumulation_dtype,
-    largest_logit,
     product,
     refuse_second_derivative,
 )
 
-CPU_BLOCK = 1 << 20  # similarities a tile: 4 MB of float32, which stays in the last-level cache between passes
+CPU_BLOCK = 1 << 19  # similarities a tile: 2 MB of float32, which stays in the cache of its core between passes
 DEVICE_BLOCK = 1 << 24
-HIGHEST, LOWEST = 60.0, -80.0  # exponents whose powers float32 holds, and sums of 1e9 of them
+LEAST, LARGEST = 1e-30, 1e30  # a sum of powers outside has lost digits, or is about to overflow
+SAMPLE = 2048  # rows of the memory that a largest exponent is guessed from
 FEW = 4  # a tile's special columns are masked apart where they are less than one in FEW
 
 
@@ -73,20 +74,20 @@ class BlockedMemoryLoss(torch.autograd.Function):
 
 
 class _Problem:
-    """Operands of one loss: queries in the dtype of the products, and which rows of the memory are special."""
+    """Operands of one loss, the dtype of the products, and which rows of the memory are special."""
 
     def __init__(self, embeddings: Tensor, reference: Tensor, pairs: Pairs, view: View, tile: int | None) -> None:
         wide = accumulation_dtype(torch.promote_types(embeddings.dtype, reference.dtype))
-        half = reference.is_cuda and reference.dtype in (torch.bfloat16, torch.float16) and wide == torch.float32
+        half = wide == torch.float32 and fast_products(reference)
         self.wide, self.low = wide, reference.dtype if half else wide
         self.embeddings, self.memory = embeddings.detach().to(wide), reference.detach()
-        self.query, self.constant = self.embeddings, self.embeddings.new_zeros(len(embeddings), 1)
         self.pairs, self.view = pairs, view
         if view.scale is not None and view.shift is not None:
             self.scale, self.shift = view.scale.to(wide), view.shift.to(wide)
-            self.query, self.constant = self.embeddings * self.scale, (self.embeddings @ self.shift)[:, None]
-        block = CPU_BLOCK if reference.device.type == "cpu" else DEVICE_BLOCK
-        self.size = tile or max(64, block // len(embeddings))
+        on_cpu = reference.device.type == "cpu"
+        size = tile or max(64, (CPU_BLOCK if on_cpu else DEVICE_BLOCK) // max(embeddings.shape))
+        self.size = min(size, max(1, len(reference)))
+        self._buffers: dict[str, Tensor] = {}
         self.hit, self.special = self._special()
 
     def _special(self) -> tuple[Tensor, Tensor]:
@@ -114,79 +115,116 @@ class _Problem:
         return self._walk(plan.positives, given, gradient), negatives
 
     def _walk(self, form: Form, given: Tensor | None, gradient: bool) -> Running:
-        bounded = form.sums == "power" and self._bounded(form)
-        weighted = gradient and form.sums != "best"
-        running = Running.start(form, self.query, bounded, gradient)
-        for rows, memory_cd, x in self._tiles(form):
-            weights = add_tile(running, form, x, given, rows, bounded)
-            if weighted and self._any(form, weights):
-                self._add_gradient(running, weights, memory_cd)
+        if form.sums == "power" and form.pairs != "positive" and len(self.memory) and not self.memory.is_cuda:
+            # One pass less a tile. An accelerator would have to be asked how it went.
+            guess = self._guess(form)
+            running = self._sums(form, given, gradient, guess)
+            # A sum of more than the number of rows has exponents above the guess: there rounded ones are coarse.
+            most = len(self.memory) if self._rough(form, guess) else LARGEST
+            if bool(((running.second > LEAST) & (running.second < most)).all()):
+                return running
+        return self._sums(form, given, gradient, None)
+
+    def _sums(self, form: Form, given: Tensor | None, gradient: bool, largest: Tensor | None) -> Running:
+        """Return the sums of one walk; `largest` (b, 1) stands for the largest exponents where it is given."""
+        running = Running.start(form, self.embeddings, gradient, largest)
+        for rows, seen_cd, x in self._tiles(form, self._rough(form, largest), largest):
+            weights = add_tile(running, form, x, given, rows, largest is not None)
+            if running.grads is not None and weights is not None and form.sums != "best":
+                if self.low == self.wide:
+                    running.grads.addmm_(weights, seen_cd.to(self.wide))
+                else:
+                    running.grads += product(weights.to(self.low), seen_cd.to(self.low))
         if gradient and form.sums == "best":
             self._gather(running)
         return running
 
-    def _any(self, form: Form, weights: Tensor) -> bool:
-        """Return whether a tile has a weight; on an accelerator the answer costs more than the product."""
-        return form.sums != "margin" or weights.is_cuda or bool(weights.any())
+    def _rough(self, form: Form, largest: Tensor | None) -> bool:
+        """Return whether a CPU may round the values of a tile to the memory's dtype, which is twice as fast.
 
-    def _add_gradient(self, running: Running, weights: Tensor, memory_cd: Tensor) -> None:
-        assert running.grads is not None
-        if self.view.renormalise:
-            weights = weights * self._inverse_norms(memory_cd)
-        if self.view.scale is not None:
-            running.mass += weights.sum(1, keepdim=True)
-        if self.low == self.wide:
-            running.grads.addmm_(weights, memory_cd)
-        else:
-            running.grads += product(weights.to(self.low), memory_cd)
+        Only where they are small when they matter: what is over a margin, or an exponent near the largest one.
+        """
+        halves = self.low != self.wide and not self.memory.is_cuda
+        return halves and form.pairs != "positive" and (form.sums == "margin" or largest is not None)
+
+    def _guess(self, form: Form) -> Tensor:
+        """Return about the largest exponent of each anchor, (b, 1), exact in the dtype of the products."""
+        ordinary = self._columns(form).logical_not_().nonzero().flatten()
+        if not len(ordinary):
+            return self.embeddings.new_zeros(len(self.embeddings), 1)
+        some = self._seen(self.memory[ordinary[:: -(-len(ordinary) // SAMPLE)]])
+        products = product(self.embeddings.to(self.low), some.to(self.low).mT)
+        largest = (products * form.sign).amax(1, keepdim=True) * form.factor
+        return (largest + form.factor * form.u).to(self.low).to(self.wide)
 
     def _gather(self, running: Running) -> None:
         """Make the weighted sums of single rows."""
         known = running.second != NO_ROW
-        if not len(self.memory):
-            return
-        rows_bd = self.memory[running.second.where(known, 0).flatten()].to(self.wide)
-        weights = known.to(self.wide)
-        if self.view.renormalise:
-            weights = weights * self._inverse_norms(rows_bd).mT
-        running.mass = weights
-        running.grads = rows_bd * weights
+        if len(self.memory):
+            rows_bd = self._seen(self.memory[running.second.where(known, 0).flatten()]).to(self.wide)
+            running.grads = rows_bd * known.to(self.wide)
 
-    def _bounded(self, form: Form) -> bool:
-        """Return whether no power of the form can overflow; asking an accelerator costs more than it saves."""
-        if self.memory.is_cuda or not len(self.memory):
-            return False
-        if self.view.renormalise:
-            bound = float(torch.linalg.vector_norm(self.embeddings, dim=1).amax())
-        else:
-            bound = largest_logit(self.query, self.memory, float(self.constant.abs().amax()))
-        return form.factor * (bound + form.u) < HIGHEST and form.factor * (form.u - bound) > LOWEST
+    def _tiles(
+        self, form: Form, rough: bool = False, largest: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield rows (c,), the memory as it is seen (c, d), and the values of the form (b, c), less `largest`.
 
-    def _tiles(self, form: Form) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield rows (c,), the memory (c, d) in the dtype of the products, and the values of the form (b, c)."""
+        Both are overwritten by the next tile.
+        """
         positive = form.pairs == "positive"
         scaled = form.sign * (form.factor if form.sums in ("power", "pull") else 1.0)
-        query = (self.query * scaled).to(self.low)
-        special = self._columns(form)
+        offset = {"margin": -form.u, "power": form.factor * form.u}.get(form.sums, 0.0)
+        query, special = self.embeddings * scaled, self._columns(form)
+        before = None if largest is None else offset - largest
+        if before is None and offset:
+            before = query.new_full((len(query), 1), offset)
         for start in range(0, len(self.hit) if positive else len(self.memory), self.size):
             stop = start + self.size
             if positive:
                 rows = self.hit[start:stop]
-                memory_cd = self.memory[rows].to(self.low)
+                seen_cd = self._seen(self.memory[rows])
             else:
-                memory_cd = self.memory[start:stop].to(self.low)
-                rows = torch.arange(start, start + len(memory_cd), device=memory_cd.device)
-            x = product(query, memory_cd.mT)
-            if self.view.scale is not None:
-                x.add_(self.constant * scaled)
-            if self.view.renormalise:
-                x.mul_(self._inverse_norms(memory_cd))
-            if form.sums == "power" and form.u:
-                x.add_(form.factor * form.u)
-            elif form.sums == "margin":
-                x.sub_(form.u)
+                seen_cd = self._seen(self.memory[start:stop])
+                rows = torch.arange(start, start + len(seen_cd), device=seen_cd.device)
+            x = self._values(query, seen_cd, before, rough)
             self._mask(form, x, rows, special if positive else special[start:stop])
-            yield rows, memory_cd, x
+            yield rows, seen_cd, x
+
+    def _values(self, query: Tensor, seen_cd: Tensor, before: Tensor | None, rough: bool) -> Tensor:
+        """Return (b, c) products, plus `before` (b, 1)."""
+        if rough:  # rounded after the addition
+            added = query.new_zeros(1, 1) if before is None else before
+            return torch.addmm(added.to(self.low), query.to(self.low), seen_cd.to(self.low).mT)
+        if seen_cd.is_cuda:
+            x = product(query.to(self.low), seen_cd.to(self.low).mT)
+            return x if before is None else x.add_(before)
+        # Libraries for CPUs write tall products a third faster than wide ones.
+        wide_cd, out = seen_cd.to(self.wide), self._buffer("values", (len(seen_cd), len(query)))
+        x = (
+            torch.mm(wide_cd, query.mT, out=out)
+            if before is None
+            else torch.addmm(before.mT, wide_cd, query.mT, out=out)
+        )
+        return x.mT
+
+    def _seen(self, memory_cd: Tensor) -> Tensor:
+        """Return rows of the memory as the view shows them: as they are, or a buffer of the wide dtype."""
+        scale, norms = self.view.scale is not None, self.view.renormalise
+        if not scale and not norms:
+            # The bits of a product on a CPU depend on whether an operand begins at a multiple of 64 bytes.
+            return memory_cd if memory_cd.is_cuda or memory_cd.data_ptr() % 64 == 0 else memory_cd.clone()
+        out = self._buffer("seen", tuple(memory_cd.shape))
+        seen = torch.addcmul(self.shift, memory_cd, self.scale, out=out) if scale else out.copy_(memory_cd)
+        if norms:
+            seen.div_(torch.linalg.vector_norm(seen, dim=1, keepdim=True).clamp_(min=TINY))
+        return seen
+
+    def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return memory of this shape that every tile uses again: fresh pages cost a CPU more than a pass."""
+        held = self._buffers.get(name)
+        if held is None or held.numel() < shape[0] * shape[1]:
+            held = self._buffers[name] = torch.empty(shape, dtype=self.wide, device=self.memory.device)
+        return held.flatten()[: shape[0] * shape[1]].view(shape)
 
     def _columns(self, form: Form) -> Tensor:
         """Return (m,) which columns a walk has to look at pair by pair; the positives' walk looks at all."""
@@ -227,23 +265,11 @@ class _Problem:
             taken &= pairs.reference_mask[rows][None, :]
         return taken
 
-    def _inverse_norms(self, memory_cd: Tensor) -> Tensor:
-        """Return 1 / the norms of rows as they are seen, (1, c)."""
-        seen = memory_cd.to(self.wide)
-        if self.view.scale is not None:
-            seen = torch.addcmul(self.shift, seen, self.scale)
-        inverse: Tensor = 1 / torch.linalg.vector_norm(seen, dim=1).clamp(min=TINY)
-        return inverse[None, :]
-
     def gradient(self, end: End, positives: Running, negatives: Running) -> Tensor:
         """Return the gradients of the anchors' losses, (b, d)."""
         assert positives.grads is not None
         assert negatives.grads is not None
-        grad = torch.addcmul(end.positive * positives.grads, end.negative, negatives.grads)
-        if self.view.scale is None:
-            return grad
-        mass = end.positive * positives.mass + end.negative * negatives.mass
-        return grad * self.scale + mass * self.shift
+        return torch.addcmul(end.positive * positives.grads, end.negative, negatives.grads)
 
     def reference_gradient(self, plan: Plan, positives: Running, negatives: Running, end: End, given: Tensor) -> Tensor:
         """Return the gradient of the memory, (m, d); `given` (b, 1) are the gradients of the anchors' losses."""
@@ -260,7 +286,9 @@ class _Problem:
 
 
 def _among(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Return which of `keys` (m,) are in `wanted` (b,), by a search in the sorted one."""
-    ordered = wanted.sort().values
+    """Return which of `keys` (m,) are in `wanted` (b,)."""
+    if not keys.is_cuda:
+        return torch.isin(keys, wanted)
+    ordered = wanted.sort().values  # a search, where isin would sort all keys
     place = torch.searchsorted(ordered, keys).clamp_(max=len(ordered) - 1)
     return ordered[place] == keys

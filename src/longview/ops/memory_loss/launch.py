@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 _compiled: dict[Hashable, Any] = {}
@@ -31,12 +30,12 @@ def launch(
         kernel: a jitted function whose constexpr parameters come last.
         grid: programs.
         name: what else the compiled kernel depends on: dtypes and alignments of `args`.
-        args: tensors and numbers; integers below 2^31 whose parameters are not specialised.
+        args: tensors, the first of them on the device of the launch, and numbers; integers below 2^31 whose
+            parameters are not specialised.
         constants: the constexpr parameters.
         options: of the compiler.
     """
-    device = torch.cuda.current_device() if torch.cuda.is_available() else -1
-    key = (kernel.fn, device, name, *constants.values(), *options.values())
+    key = (kernel.fn, args[0].get_device(), name, *constants.values(), *options.values())
     compiled = _compiled.get(key)
     if compiled is None:
         # The interpreter returns nothing, and is asked again each time.

@@ -1,7 +1,8 @@
-"""Which implementation of the memory losses runs: tiles in plain torch, or kernels."""
+"""Which implementation of the memory losses runs, tiles in plain torch or kernels, and in which dtype."""
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -46,3 +47,17 @@ def why_not(embeddings: Tensor, reference: Tensor) -> str | None:
     if len(reference) >= 1 << 31:
         return f"the kernels number rows in 32 bits, and there are {len(reference)}"
     return why_no_triton(reference.device)
+
+
+def fast_products(memory: Tensor) -> bool:
+    """Return whether products in a 2-byte dtype of the memory are faster than in float32 where it is."""
+    if memory.is_cuda:
+        return memory.dtype in (torch.bfloat16, torch.float16)
+    return memory.dtype == torch.bfloat16 and _has_bfloat16()
+
+
+@functools.cache
+def _has_bfloat16() -> bool:
+    """Return whether this CPU has instructions for products in bfloat16; without, they are emulated."""
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # younger than our least torch
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))

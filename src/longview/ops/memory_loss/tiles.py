@@ -20,40 +20,41 @@ NO_ROW = 2**31 - 1
 class Running:
     """The sums of a walk so far.
 
-    first, second, third: (b, 1), as the form says. mass: (b, 1), the sum of the weights. grads: (b, d), the rows of
-    the memory summed with the weights, None where nobody asks for a gradient.
+    first, second, third: (b, 1), as the form says. grads: (b, d), the rows of the memory summed with the weights,
+    None where nobody asks for a gradient.
     """
 
     first: Tensor
     second: Tensor
     third: Tensor
-    mass: Tensor
     grads: Tensor | None
 
     @classmethod
-    def start(cls, form: Form, like: Tensor, bounded: bool, gradient: bool) -> Running:
-        """Return the sums of nothing for queries `like` (b, d)."""
-        first, second, third, mass = (like.new_zeros(len(like), 1) for _ in range(4))
+    def start(cls, form: Form, like: Tensor, gradient: bool, largest: Tensor | None = None) -> Running:
+        """Return the sums of nothing for queries `like` (b, d); `largest` (b, 1) stands for the largest exponents."""
+        first, second, third = (like.new_zeros(len(like), 1) for _ in range(3))
         if form.sums == "best":
             first, second = first - torch.inf, torch.full_like(first, NO_ROW, dtype=torch.int64)
-        elif form.sums in ("power", "circle") and not bounded:
-            first = first - torch.inf
-        return cls(first, second, third, mass, torch.zeros_like(like) if gradient else None)
+        elif form.sums in ("power", "circle"):
+            first = first - torch.inf if largest is None else largest
+        return cls(first, second, third, torch.zeros_like(like) if gradient else None)
 
 
-def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows: Tensor, bounded: bool) -> Tensor:
-    """Add a tile to the sums, and return the weights of its pairs (b, c), which may be `x` itself.
+def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows: Tensor, fixed: bool) -> Tensor | None:
+    """Add a tile to the sums, and return the weights of its pairs (b, c), which may be `x` itself; None if all are 0.
 
     Args:
-        running: changed in place, but for its mass and gradients, which are only brought to the new scale.
+        running: changed in place, but for its gradients, which are only brought to the new scale.
         form: what is summed.
-        x: (b, c) values of the form (`values_of`); what does not count is `neutral`.
+        x: (b, c) values of the form, less `running.first` where that is fixed; what does not count is -inf.
         given: (b, 1) sums of the other walk, where the form looks at them.
         rows: (c,) the rows of the memory.
-        bounded: no power can overflow, so that none needs a largest exponent.
+        fixed: `running.first` stands for the largest exponent, whatever the tile has.
     """
     if form.sums == "margin":
-        x.clamp_(min=0)
+        if not x.is_cuda and bool((x.amax() if x.numel() else x.sum()) <= 0):
+            return None  # on an accelerator the answer costs more than what it saves
+        x = x.to(running.first.dtype).clamp_(min=0)
         running.first += x.sum(1, keepdim=True)
         weights = x.sign_()
         running.second += weights.sum(1, keepdim=True)
@@ -61,10 +62,15 @@ def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows
     if form.sums == "best":
         if given is not None:
             x.masked_fill_(x >= given, -torch.inf)
-        value, place = x.max(1, keepdim=True)
-        better = ~(value <= running.first)  # NaN is better: it is seen
-        running.first = value.where(better, running.first)
-        running.second = rows[place].where(better, running.second)
+        if x.is_cuda:
+            value, place = x.max(1, keepdim=True)
+            better = ~(value <= running.first)  # NaN is better: it is seen
+            running.first = value.where(better, running.first)
+            running.second = rows[place].where(better, running.second)
+        else:  # few anchors find a better one in a later tile, and the greatest value alone is found much faster
+            better = (~(x.amax(1, keepdim=True) <= running.first)).flatten().nonzero().flatten()
+            running.first[better], place = x[better].max(1, keepdim=True)
+            running.second[better] = rows[place]
         return x
     if form.sums == "pull":
         assert given is not None
@@ -83,18 +89,18 @@ def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows
     near = None
     if form.sums == "circle":
         x, near = _circle(form, x)
-    if not bounded:
+    if not fixed:
         higher = torch.maximum(running.first, x.amax(1, keepdim=True))
         # Where nothing counted so far, 0 stands for the largest exponent.
         shift = higher.where(higher != -torch.inf, 0.0)
         shrink = (running.first - shift).exp()
         running.first = higher
-        for sums in (running.second, running.mass, running.grads):
-            if sums is not None:
-                sums *= shrink
+        running.second *= shrink
+        if running.grads is not None:
+            running.grads *= shrink
         x = x.sub_(shift)
     weights = x.exp_()
-    running.second += weights.sum(1, keepdim=True)
+    running.second += weights.sum(1, keepdim=True, dtype=running.second.dtype)
     return weights if near is None else weights.mul_(near)
 
 
@@ -117,7 +123,7 @@ def weights_at_end(form: Form, x: Tensor, largest: Tensor, best: Tensor, given: 
 
 
 def _circle(form: Form, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return exponents and weights of pairs; -inf stays -inf, with weight 0."""
-    kept = x != -torch.inf
+    """Return exponents, in place of `x`, and weights of pairs; -inf stays -inf, with weight 0."""
+    out = x == -torch.inf
     near = (x + form.u).clamp_(min=0)
-    return (near * (x + form.v)).mul_(form.factor).where(kept, -torch.inf), near
+    return x.add_(form.v).mul_(near).mul_(form.factor).masked_fill_(out, -torch.inf), near
