@@ -15,7 +15,20 @@ from longview.errors import InputError, LongviewError
 from longview.training import InterruptedRunError
 from tests.cli.conftest import Longview
 
-COMMANDS = ["demo", "prepare", "train", "evaluate", "recommend", "similar", "simulate", "config", "doctor", "bench"]
+COMMANDS = [
+    "demo",
+    "prepare",
+    "train",
+    "evaluate",
+    "recommend",
+    "similar",
+    "embed",
+    "export",
+    "simulate",
+    "config",
+    "doctor",
+    "bench",
+]
 HEAVY = ["torch", "numpy", "pyarrow", "polars", "pydantic", "rich", "yaml"]
 
 

@@ -196,6 +196,28 @@ def test_evaluate_says_what_a_quantised_item_table_moves(
     assert "ndcg@10 " in shown.stdout.splitlines()[-1]
 
 
+def test_evaluate_says_what_8_bit_products_move(longview: Longview, trained: TrainedRun) -> None:
+    options = ("evaluate", trained.run, "--no-baselines", "--precision", "fp8")
+    document = json.loads(longview(*options, "--tables", "int8", "--json").stdout)
+    assert document["command"].startswith("longview")
+    full, tables, products = document["reports"]
+    assert products["name"] == f"{full['name']}, fp8 products"
+    assert tables["name"] == f"{full['name']}, int8 items"
+    moved = document["fp8"]["drift"]["ndcg@10"]
+    assert moved["difference"] == pytest.approx(products["metrics"]["ndcg@10"] - full["metrics"]["ndcg@10"])
+    assert abs(moved["relative"]) <= 0.1
+    assert document["quantised"]["drift"].keys() == document["fp8"]["drift"].keys()
+    shown = longview(*options).stdout.splitlines()
+    assert shown[-1].startswith("fp8 products in ")
+    assert "ndcg@10 " in shown[-1]
+
+
+def test_a_precision_that_no_product_has_is_refused(longview: Longview, trained: TrainedRun) -> None:
+    result = longview("evaluate", trained.run, "--precision", "fp4")
+    assert result.exit_code == 2
+    assert "precision 'fp4'" in result.stderr
+
+
 def test_tables_of_other_widths_are_refused(longview: Longview, trained: TrainedRun) -> None:
     result = longview("evaluate", trained.run, "--tables", "int3")
     assert result.exit_code == 2

@@ -42,6 +42,7 @@ def test_a_status_has_everything_in_one_line() -> None:
         "loss 5.2500, 61,000 events/s, epoch 9 s, all ≤ 1:35 min, 1.00 GiB, ndcg@10 0.1500 (best 0.1700)"
     )
     assert "ndcg" not in replace(STATUS, last=None, best=None).text()
+    assert ", 61,000 images/s, " in STATUS.text("images")
 
 
 def test_lines_where_there_is_no_terminal() -> None:

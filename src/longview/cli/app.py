@@ -17,6 +17,7 @@ from longview.cli.demo import demo_command
 from longview.cli.doctor import doctor_command
 from longview.cli.embed import embed_command
 from longview.cli.evaluate import evaluate_command
+from longview.cli.export import export_command
 from longview.cli.output import note
 from longview.cli.prepare import prepare_command
 from longview.cli.recommend import recommend_command
@@ -110,8 +111,9 @@ for name, command, summary in (
     ("train", train_command, "A data set becomes a model"),
     ("evaluate", evaluate_command, "How good a model is, beside baselines"),
     ("recommend", recommend_command, "What to show to whom"),
-    ("similar", similar_command, "The items nearest to an item"),
+    ("similar", similar_command, "The items nearest to an item, images to an image"),
     ("embed", embed_command, "Images become vectors"),
+    ("export", export_command, "An encoder becomes one file, ONNX or torch.export"),
     ("simulate", simulate_command, "Write a simulated log"),
     ("study", study_command, "One configuration, several seeds, one result"),
     ("config", config_command, "Presets and all of their settings"),

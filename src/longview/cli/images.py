@@ -39,7 +39,7 @@ def train_on_images(
         out,
         device=device,
         resume=resume,
-        progress=make_progress(Console(stderr=True)),
+        progress=make_progress(Console(stderr=True), counted="images"),
         baselines=baselines,
     )
     if json:

@@ -25,12 +25,16 @@ Pixels = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One query and its neighbours, nearest first: images (H, W), (H, W, 1) or (H, W, 3), uint8 or 0 to 1."""
+    """One query and its neighbours, nearest first: images (H, W), (H, W, 1) or (H, W, 3), uint8 or 0 to 1.
+
+    right: None where nobody knows. note: stands below the label; by default how many are right.
+    """
 
     query: Pixels
     label: str
     neighbours: Sequence[Pixels]
-    right: Sequence[bool]
+    right: Sequence[bool | None]
+    note: str = ""
 
 
 def draw_gallery(path: Path, rows: Sequence[GalleryRow], title: str = "") -> None:
@@ -63,12 +67,13 @@ def draw_gallery(path: Path, rows: Sequence[GalleryRow], title: str = "") -> Non
         write(3.7 + number, 0.68, str(number + 1), fontsize=8.5, ha="center", va="center")
     for number, row in enumerate(rows):
         top = 0.8 + number
-        right = sum(row.right)
+        below = row.note or f"{sum(map(bool, row.right))} of {len(row.right)} right"
         write(0.1, top + 0.45, _short(row.label), fontsize=9, color=INK, va="center")
-        write(0.1, top + 0.65, f"{right} of {len(row.right)} right", fontsize=8, va="center")
+        write(0.1, top + 0.65, below, fontsize=8, va="center")
         _draw(place(1.9, top), row.query, INK, None)
         for column, (image, good) in enumerate(zip(row.neighbours, row.right, strict=True)):
-            _draw(place(3.2 + column, top), image, RIGHT if good else WRONG, MARKS[bool(good)])
+            colour, mark = (MUTED, None) if good is None else (RIGHT if good else WRONG, MARKS[good])
+            _draw(place(3.2 + column, top), image, colour, mark)
     with atomic_file(path) as work:
         figure.savefig(work, format="png", metadata={"Software": None})
 

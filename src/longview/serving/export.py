@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,8 +17,12 @@ from torch.export import Dim, ExportedProgram
 from longview.errors import InputError, LongviewError
 from longview.files import atomic_file
 from longview.models.encoders.encoder import ImageEncoder
+from longview.models.encoders.pixels import PixelInput
+from longview.training.images.rundir import LoadedImageRun
 
+KINDS: dict[str, Literal["torch", "onnx"]] = {".pt2": "torch", ".onnx": "onnx"}  # by the suffix of the file
 OPSET = 20
+SMALLEST_SIDE, LARGEST_SIDE = 8, 1 << 13  # pixels that the program takes
 TOLERANCE = 1e-4
 NEEDS_ONNX = "ONNX export needs more libraries: pip install 'longview[export]'"
 
@@ -41,12 +47,39 @@ def export_program(encoder: ImageEncoder, image: tuple[int, int, int]) -> Export
     """
     was, device = encoder.training, next(encoder.parameters()).device
     sample = torch.randint(0, 256, (2, *image), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shape = {0: Dim("batch"), 2: Dim("height", min=8, max=1 << 13), 3: Dim("width", min=8, max=1 << 13)}
+    sides = {"min": SMALLEST_SIDE, "max": LARGEST_SIDE}
+    shape = {0: Dim("batch"), 2: Dim("height", **sides), 3: Dim("width", **sides)}
     try:
         with torch.no_grad():
             return torch.export.export(_Eval(encoder.eval().cpu()), (sample,), dynamic_shapes=(shape,))
     finally:
         encoder.to(device).train(was)
+
+
+def export_run(run: LoadedImageRun, path: str | Path) -> Exported:
+    """Write the encoder of a run as one file that takes images of any size, as bytes, and returns vectors of length 1.
+
+    They are those of `longview embed` up to how images are scaled: there Pillow rounds to bytes, here nothing does.
+
+    Args:
+        run: of `load_image_run`.
+        path: a file ending in .pt2 (`torch.export.load`) or .onnx.
+
+    Raises:
+        InputError: another suffix, or ONNX without its libraries.
+        LongviewError: as `export_encoder`.
+    """
+    path = Path(path)
+    if path.suffix not in KINDS:
+        raise InputError(f"{path}: a file ending in {' or '.join(KINDS)} expected")
+    encoder = copy.deepcopy(run.encoder)
+    config = encoder.preprocess.config.model_copy(update={"fit": run.framing.fit})
+    if config.size is None:
+        config = config.model_copy(update={"size": run.framing.size})
+    encoder.preprocess = PixelInput(config, encoder.backbone.channels).to(encoder.preprocess.mean.device)
+    encoder.head.config = encoder.head.config.model_copy(update={"normalise": True})
+    side = max(run.framing.size, SMALLEST_SIDE)
+    return export_encoder(encoder, path, (run.framing.channels, side + 3, side + 7), kind=KINDS[path.suffix])
 
 
 def export_encoder(
@@ -110,8 +143,10 @@ def _difference(encoder: ImageEncoder, images: Tensor, found: Tensor) -> float:
 
 def _write_onnx(program: ExportedProgram, file: Path, images: Tensor) -> Tensor | None:
     """Write `program` to `file`; return what onnxruntime makes of `images`, or None where that is not installed."""
+    # It says for each operator of torchvision that it does without them.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     onnx = torch.onnx.export(
-        program, dynamo=True, input_names=["images"], output_names=["embeddings"], opset_version=OPSET
+        program, dynamo=True, input_names=["images"], output_names=["embeddings"], opset_version=OPSET, verbose=False
     )
     assert onnx is not None
     onnx.save(str(file), external_data=False)

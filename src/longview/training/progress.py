@@ -18,7 +18,10 @@ SHOWN = ("hr@10", "ndcg@10", "recall@1", "map@r", "mrr", "ne", "auc", "gauc")  #
 
 @dataclass(frozen=True)
 class Status:
-    """One look at a run: `epoch` and `step` count from 1; rates in events a second; times in seconds; bytes."""
+    """One look at a run: `epoch` and `step` count from 1; rates in events a second; times in seconds; bytes.
+
+    On images, an event is an image.
+    """
 
     epoch: int
     epochs: int
@@ -33,11 +36,11 @@ class Status:
     last: float | None
     best: float | None
 
-    def text(self) -> str:
-        """Return everything but the epoch and step in one line."""
+    def text(self, counted: str = "events") -> str:
+        """Return everything but the epoch and step in one line; `counted` is what events are called."""
         metric = "" if self.last is None else f", {self.metric} {self.last:.4f} (best {self.best:.4f})"
         return (
-            f"loss {self.loss:.4f}, {self.events_per_second:,.0f} events/s, "
+            f"loss {self.loss:.4f}, {self.events_per_second:,.0f} {counted}/s, "
             f"epoch {duration(self.epoch_seconds_left)}, all ≤ {duration(self.seconds_left)}, "
             f"{self.memory / 2**30:.2f} GiB{metric}"
         )
@@ -64,15 +67,17 @@ class TrainingProgress:
 
 
 class PlainProgress(TrainingProgress):
-    """Lines: one an evaluation, and at most one every ten seconds in between."""
+    """Lines: one an evaluation, and at most one every ten seconds in between; `counted` is what events are called."""
 
-    def __init__(self, console: Console) -> None:
-        self.console, self._shown = console, time.monotonic()
+    def __init__(self, console: Console, counted: str = "events") -> None:
+        self.console, self.counted, self._shown = console, counted, time.monotonic()
 
     def step(self, status: Status) -> None:
         if time.monotonic() - self._shown >= LINE_SECONDS:
             self._shown = time.monotonic()
-            self.note(f"epoch {status.epoch}/{status.epochs} step {status.step}/{status.steps}: {status.text()}")
+            self.note(
+                f"epoch {status.epoch}/{status.epochs} step {status.step}/{status.steps}: {status.text(self.counted)}"
+            )
 
     def evaluation(self, epoch: int, metrics: dict[str, float], best: bool) -> None:
         self.note(_evaluation_line(epoch, metrics, best))
@@ -100,14 +105,17 @@ class LiveProgress(PlainProgress):
 
     def step(self, status: Status) -> None:
         self._bar.update(
-            self._task, completed=status.step, total=status.steps, description=status.text(),
+            self._task, completed=status.step, total=status.steps, description=status.text(self.counted),
             epoch=f"{status.epoch}/{status.epochs}",
         )  # fmt: skip
 
 
-def make_progress(console: Console) -> TrainingProgress:
-    """Return the live display where `console` is a terminal, plain lines where it is not."""
-    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+def make_progress(console: Console, counted: str = "events") -> TrainingProgress:
+    """Return the live display where `console` is a terminal, plain lines where it is not.
+
+    `counted`: what the loop counts, as the line calls it: `events`, or `images`.
+    """
+    return LiveProgress(console, counted) if console.is_terminal else PlainProgress(console, counted)
 
 
 def memory_in_use(device: torch.device) -> int:
