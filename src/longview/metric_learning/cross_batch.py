@@ -12,6 +12,7 @@ from torch.nn import functional
 from longview.errors import InputError
 from longview.metric_learning.checks import check_batch
 from longview.metric_learning.distributed import whole
+from longview.metric_learning.fixed import FixedSteps
 from longview.metric_learning.losses.pairwise import PairwiseLoss
 from longview.metric_learning.memory import EmbeddingMemory
 from longview.metric_learning.memory_config import MemoryConfig
@@ -64,6 +65,7 @@ class CrossBatchLoss(nn.Module):
         self.memory = memory if isinstance(memory, EmbeddingMemory) else memory.build()
         self.memory_weight, self.batch_weight, self.normalise = memory_weight, batch_weight, normalise
         self.parts: LossParts | None = None
+        self.fixed: FixedSteps | None = None
         if min(memory_weight, batch_weight) < 0:
             raise InputError(f"weights must not be negative, got {memory_weight} and {batch_weight}")
         before = self.memory.config.space == "before-l2"
@@ -110,15 +112,47 @@ class CrossBatchLoss(nn.Module):
             stored = anchors if keys is None else functional.normalize(keys, dim=1)
         if stored.shape != embeddings.shape:
             raise InputError(f"keys must be {tuple(embeddings.shape)}, as the embeddings, got {tuple(stored.shape)}")
+        if self.fixed is not None:
+            return self._sum(*self._fixed_terms(anchors, stored, labels, sample_ids))
         reference = self.memory(stored, labels, sample_ids, enqueue_mask=enqueue_mask)
         if self.shared:
             batch, memory = self._shared_terms(anchors, labels, sample_ids, reference)
         else:
             batch = self.loss(anchors, labels, sample_ids=sample_ids)
             memory = self.loss(anchors, labels, reference) if len(reference) else batch.new_zeros(())
+        return self._sum(batch, memory)
+
+    def fix(self, batch: int) -> FixedSteps:
+        """Make every further step the same operations, for capture; see `FixedSteps`. `release` ends it.
+
+        Raises:
+            InputError: a memory whose steps differ, or that has not seen a batch.
+        """
+        self.fixed = FixedSteps(self.memory, batch)
+        return self.fixed
+
+    def release(self) -> None:
+        """Go back to steps that look at their batch; the memory's counters are brought up to date."""
+        if self.fixed is not None:
+            self.fixed.settle()
+        self.fixed = None
+
+    def _sum(self, batch: Tensor, memory: Tensor) -> Tensor:
         batch, memory = self.batch_weight * batch, self.memory_weight * memory
         self.parts = LossParts(batch.detach(), memory.detach())
         return batch + memory
+
+    def _fixed_terms(
+        self, anchors: Tensor, stored: Tensor, labels: Tensor, sample_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return both terms without a look at the device: densely, or by kernels where the memory has them."""
+        if self.fixed is None or sample_ids is None:
+            raise InputError("captured steps need sample_ids: the memory does not number rows there")
+        dense = PairwiseLoss(self.loss.loss, reduction=self.loss.reduction, backend="reference")
+        reference = self.fixed(stored, labels, sample_ids)
+        halves = reference.rows.is_cuda and reference.rows.dtype in (torch.bfloat16, torch.float16)
+        against = PairwiseLoss(self.loss.loss, reduction=self.loss.reduction, backend="triton") if halves else dense
+        return dense(anchors, labels, sample_ids=sample_ids), against(anchors, labels, reference)
 
     def _shared_terms(
         self, anchors: Tensor, labels: Tensor, sample_ids: Tensor | None, reference: Reference

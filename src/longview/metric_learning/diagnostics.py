@@ -81,17 +81,14 @@ class DriftDiagnostics:
         step = int(self.loss.memory.step)
         return self.record() if step % self.every == 0 else None
 
+    def remember(self) -> None:
+        """Embed the probe for later records to compare with, and make none."""
+        self._snapshots = [*self._snapshots, self._now()][-self.history :]
+
     @torch.no_grad()
     def record(self) -> dict[str, Any]:
         """Embed the probe and compare with its earlier embeddings; return the record."""
-        memory = self.loss.memory
-        with _evaluating(self.encoder):
-            raw = self.encoder(self.inputs).detach().float()
-        check_batch(raw, self.labels, width=memory.config.width)
-        after_l2 = self.loss.normalise and memory.config.space == "after-l2"
-        here = functional.normalize(raw, dim=1) if after_l2 else raw
-        scale_shift = torch.stack(memory.affine()).float() if memory.config.drift.corrects else None
-        now = _Snapshot(int(memory.step), here, scale_shift)
+        memory, now = self.loss.memory, self._now()
         reference = memory.read()
         ages = (reference.ages if reference.mask is None else reference.ages[reference.mask.cpu()]).double()
         state = memory.drift_state
@@ -138,6 +135,18 @@ class DriftDiagnostics:
         self.records, self.warnings = list(state["records"]), list(state["warnings"])
         self._snapshots = [_Snapshot(*snapshot) for snapshot in state["snapshots"]]
         self._parts = list(state["parts"])
+
+    @torch.no_grad()
+    def _now(self) -> _Snapshot:
+        """Return the probe as it is embedded now."""
+        memory = self.loss.memory
+        with _evaluating(self.encoder):
+            raw = self.encoder(self.inputs).detach().float()
+        check_batch(raw, self.labels, width=memory.config.width)
+        after_l2 = self.loss.normalise and memory.config.space == "after-l2"
+        here = functional.normalize(raw, dim=1) if after_l2 else raw
+        scale_shift = torch.stack(memory.affine()).float() if memory.config.drift.corrects else None
+        return _Snapshot(int(memory.step), here, scale_shift)
 
     def _compare(self, then: _Snapshot, now: _Snapshot) -> dict[str, Any]:
         """Return drift and agreement at one age, before and after correction."""

@@ -58,8 +58,25 @@ def test_the_default_is_four_blocks_of_64() -> None:
     assert encoder.backbone(torch.zeros(2, 1, 28, 28)).patches.shape == (2, 1, 64)
 
 
-def test_it_learns_to_tell_patterns_apart() -> None:
-    encoder = build(SMALL)
+def test_deeper_blocks_add_to_what_they_are_given() -> None:
+    config = ConvNetConfig(width=8, blocks=3, depth=2)
+    backbone = config.build().eval()
+    convolutions = [m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [tuple(c.weight.shape) for c in convolutions] == [(8, 1, 3, 3), *[(8, 8, 3, 3)] * 4]
+    assert sorted(name for stage in backbone.stages() for name in stage.parameters) == sorted(
+        name for name, _ in backbone.named_parameters()
+    )
+    images = torch.rand(2, 1, 28, 28)
+    first = backbone.blocks[0](images)
+    for convolution in convolutions[1:]:
+        torch.nn.init.zeros_(convolution.weight)  # nothing to add is left, only the pooling
+    expected = F.max_pool2d(F.max_pool2d(first, 2), 2)
+    torch.testing.assert_close(backbone(images).patches, expected.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL.model_copy(update={"backbone": ConvNetConfig(width=8, depth=2)})])
+def test_it_learns_to_tell_patterns_apart(config: EncoderConfig) -> None:
+    encoder = build(config)
     images = pictures(6, 1, 28, 28).repeat_interleave(4, 0).float() / 255
     noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     labels = torch.arange(6).repeat_interleave(4)

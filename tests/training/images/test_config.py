@@ -32,8 +32,8 @@ def test_drift_is_chosen_by_name(kind: str) -> None:
         ("sampler.clases_per_batch=4", "did you mean 'classes_per_batch'"),
         ("optimiser.average_decay=0.9", "optimiser.average_decay is of runs on logs"),
         ("optimiser.tables=rowwise", "of runs on logs"),
-        ("loop.graphs=on", "of runs on logs"),
         ("loss.kind=contrastiv", "loss.kind"),
+        ("loss.kind=arcface", "set memory to null"),
     ],
 )
 def test_what_cannot_be_is_refused(setting: str, message: str) -> None:

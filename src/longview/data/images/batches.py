@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from longview.data.images.augment import Augment
 from longview.data.images.decode import require_pillow
 from longview.data.images.framing import Framing
 from longview.data.images.imageset import ImageView
+from longview.data.images.making import QUARTERS, make_images
 from longview.data.images.reader import Loaded, Request
 from longview.data.images.workers import Workers
 from longview.errors import InputError
@@ -75,6 +75,7 @@ class ImageBatches:
         augment: random changes, for training only.
         workers: processes that decode; 0 decodes here.
         seed: of the random changes.
+        turned: samples from `len(view)` on are the same images by 90, 180 and 270 degrees, as classes of their own.
         bad_images: `fail` at an image that cannot be read, or `skip` it: the batch is smaller by it.
 
     Attributes:
@@ -90,6 +91,7 @@ class ImageBatches:
         augment: Augment | None = None,
         workers: int = 0,
         seed: int = 0,
+        turned: bool = False,
         bad_images: Literal["fail", "skip"] = "fail",
     ) -> None:
         if workers < 0:
@@ -97,8 +99,11 @@ class ImageBatches:
         self.view, self.sampler, self.framing = view, sampler, framing
         self.augment, self.seed, self.bad_images = augment, seed, bad_images
         self.skipped: dict[int, str] = {}
-        self._labels = torch.from_numpy(view.labels)
-        self._rows = torch.from_numpy(view.rows.astype(np.int64))
+        self.turned = turned
+        quarters = torch.arange(QUARTERS if turned else 1)[:, None]
+        self._places = torch.from_numpy(view.rows.astype(np.int64)).repeat(len(quarters))
+        self._rows = (torch.from_numpy(view.rows.astype(np.int64)) + quarters * len(view.images)).flatten()
+        self._labels = (torch.from_numpy(view.labels) + quarters * view.images.meta.num_classes).flatten()
         self._workers: Workers[Request, Loaded] | None = None
         if view.images.pixels is None:
             require_pillow()
@@ -142,7 +147,7 @@ class ImageBatches:
         def requests() -> Iterator[Request]:
             for samples in self.sampler.epoch(epoch, first_step):
                 chosen.append(samples)
-                rows = tuple(self._rows[samples].tolist())
+                rows = tuple(self._places[samples].tolist())
                 yield Request(rows, size, self.framing.fit, self.framing.mode)
 
         pixels = self.view.images.pixels
@@ -155,17 +160,14 @@ class ImageBatches:
     def _batch(self, samples: Tensor, loaded: Loaded, epoch: int, step: int) -> ImageBatch:
         self._judge(samples, loaded)
         kept = torch.tensor(loaded.kept, dtype=torch.int64)
-        images = self.framing.unit(torch.from_numpy(loaded.pixels))
-        size = self.framing.size
-        moves = self.augment is not None and self.augment.moves
-        if images.shape[-2:] != (size, size) and not moves:
-            images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        own = None
         if self.augment is not None and self.augment.changes:
             # Drawn for all ranks, so that a place in the batch gets the same whatever their number.
             draws = self.augment.draws(len(samples) * self.sampler.world_size, self.seed, epoch, step)
-            own = draws[self.sampler.rank * len(samples) : (self.sampler.rank + 1) * len(samples)]
-            images = self.augment.apply(images, own[kept], size)
+            own = draws[self.sampler.rank * len(samples) : (self.sampler.rank + 1) * len(samples)][kept]
         chosen = samples[kept]
+        turns = chosen // len(self.view) if self.turned else None
+        images = make_images(torch.from_numpy(loaded.pixels), self.framing, self.augment, own, turns)
         return ImageBatch(images, self._labels[chosen], self._rows[chosen])
 
     def _judge(self, samples: Tensor, loaded: Loaded) -> None:
@@ -174,7 +176,7 @@ class ImageBatches:
             return
         images = self.view.images
         for place, reason in loaded.problems:
-            row = int(self._rows[samples[place]])
+            row = int(self._places[samples[place]])
             if self.bad_images == "fail":
                 raise InputError(
                     f"{images.root}: {images.table['key'][row]} cannot be read: {reason}. Prepare the images again "

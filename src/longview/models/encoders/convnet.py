@@ -1,6 +1,7 @@
 """A small convolutional backbone that trains from scratch: 3×3 convolution, norm, ReLU, 2×2 max pooling, four times.
 
 Source: the embedding of Vinyals et al., Matching Networks, arXiv 1606.04080, which Omniglot results commonly use.
+Blocks of more than one convolution add what they were given to what they make of it (He et al., arXiv 1512.03385).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from longview.config import Config
 from longview.errors import InputError
@@ -23,6 +25,9 @@ class ConvNetConfig(Config):
     channels: Literal[1, 3] = Field(default=1, description="1 = grey, 3 = RGB")
     width: int = Field(default=64, ge=1)
     blocks: int = Field(default=4, ge=1)
+    depth: int = Field(
+        default=1, ge=1, description="convolutions of each block after the first; with two or more, blocks are residual"
+    )
     norm: Literal["batch", "group"] = Field(default="batch", description="group does not depend on the batch")
     groups: int = Field(default=8, ge=1, description="of group norm; divides the width")
 
@@ -44,8 +49,11 @@ class ConvNet(nn.Module):
     def __init__(self, config: ConvNetConfig) -> None:
         super().__init__()
         self.config, self.width, self.channels = config, config.width, int(config.channels)
-        inputs = [self.channels, *[config.width] * (config.blocks - 1)]
-        self.blocks = nn.ModuleList(self._block(channels) for channels in inputs)
+        first, later = self._block(self.channels), range(1, config.blocks)
+        if config.depth == 1:
+            self.blocks = nn.ModuleList([first, *(self._block(config.width) for _ in later)])
+        else:
+            self.blocks = nn.ModuleList([first, *(ResidualBlock(config) for _ in later)])
 
     def forward(self, images_BCHW: Tensor) -> Features:
         """Return (B, places, width).
@@ -75,8 +83,27 @@ class ConvNet(nn.Module):
         ]
 
     def _block(self, channels: int) -> nn.Sequential:
-        width, config = self.config.width, self.config
-        norm = nn.BatchNorm2d(width) if config.norm == "batch" else nn.GroupNorm(config.groups, width)
-        convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)  # the norm has the bias
-        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        return nn.Sequential(convolution, norm, nn.ReLU(), nn.MaxPool2d(2))
+        return nn.Sequential(*_convolution(channels, self.config), nn.ReLU(), nn.MaxPool2d(2))
+
+
+class ResidualBlock(nn.Module):
+    """`depth` convolutions with norms around a shortcut, and 2×2 max pooling: (B, C, H, W) to (B, C, H/2, W/2)."""
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        parts: list[nn.Module] = []
+        for _ in range(config.depth - 1):
+            parts += [*_convolution(config.width, config), nn.ReLU()]
+        self.branch = nn.Sequential(*parts, *_convolution(config.width, config))
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """Return the pooled maps."""
+        return functional.max_pool2d(functional.relu(maps_BCHW + self.branch(maps_BCHW)), 2)
+
+
+def _convolution(channels: int, config: ConvNetConfig) -> tuple[nn.Module, nn.Module]:
+    """Return a 3×3 convolution to the width of `config`, and its norm."""
+    width = config.width
+    convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)  # the norm has the bias
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    return convolution, nn.BatchNorm2d(width) if config.norm == "batch" else nn.GroupNorm(config.groups, width)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from longview.config import Config, parse
 from longview.data.images import Augment
 from longview.data.images.framing import Fit
 from longview.data.images.samplers import Singletons
+from longview.errors import InputError, suggestion
 from longview.metric_learning import AdaptiveMomentMatching, MemoryConfig, PairwiseLoss
 from longview.metric_learning.kalman import Drift
 from longview.models.encoders import EncoderConfig, RatesConfig
@@ -19,6 +20,11 @@ from longview.ops.memory_loss import PAIR_LOSSES
 from longview.training.config import LoopConfig, OptimiserConfig, preset_names, resolve
 
 PRESETS = Path(__file__).parent / "presets"
+CLASS_LOSSES = {  # losses against one learned vector a class, and their settings
+    "normalised-softmax": ("temperature",),
+    "arcface": ("margin", "scale"),
+    "proxy-anchor": ("margin", "alpha"),
+}
 
 
 class ImageDataConfig(Config):
@@ -29,6 +35,12 @@ class ImageDataConfig(Config):
     )
     fit: Fit = Field(default="crop", description="of other shapes to the square: crop, pad or stretch")
     augment: Augment = Augment()
+    turned_classes: bool = Field(
+        default=False, description="training images by 90, 180 and 270 degrees are classes of their own (1605.06065)"
+    )
+    resident: Literal["auto", "on", "off"] = Field(
+        default="auto", description="decoded training images stay on the device; auto = on a GPU, where they are small"
+    )
     workers: int = Field(default=0, ge=0, le=256, description="processes that decode files; stored pixels need none")
     bad_images: Literal["fail", "skip"] = Field(default="fail", description="files that cannot be read")
     validation_classes: float = Field(
@@ -36,6 +48,11 @@ class ImageDataConfig(Config):
         description="share of training classes held out to choose the epoch by, where the data set has none for it; "
         "with 0 and loop.metric latest, all train and the last weights are kept",
     )  # fmt: skip
+
+    @field_validator("resident", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        return ("off", "on")[value] if isinstance(value, bool) else value  # YAML reads both words as truth values
 
 
 class SamplerConfig(Config):
@@ -54,11 +71,12 @@ class SamplerConfig(Config):
 
 
 class ImageLossConfig(Config):
-    """A loss over pairs, and the weights of batch and memory in it."""
+    """A loss over pairs, and the weights of batch and memory in it; or one against learned vectors of the classes."""
 
     kind: Literal[
-        "contrastive", "triplet", "multi-similarity", "info-nce", "supervised-contrastive", "circle"
-    ] = "contrastive"  # fmt: skip
+        "contrastive", "triplet", "multi-similarity", "info-nce", "supervised-contrastive", "circle",
+        "normalised-softmax", "arcface", "proxy-anchor",
+    ] = Field(default="contrastive", description="the last three are baselines: they need memory null")  # fmt: skip
     settings: dict[str, float | str] = Field(default={}, description="of that loss, such as negative_margin")
     reduction: Literal["mean_active", "mean_per_anchor", "sum"] = Field(
         default="mean_active",
@@ -67,9 +85,24 @@ class ImageLossConfig(Config):
     )
     batch_weight: float = Field(default=1.0, ge=0)
     memory_weight: float = Field(default=1.0, ge=0)
+    class_rate: float = Field(default=10.0, gt=0, description="of vectors of classes, as a multiple of optimiser.rate")
+
+    def class_settings(self) -> dict[str, float]:
+        """Return the settings of a loss against vectors of classes.
+
+        Raises:
+            InputError: a setting the loss does not have.
+        """
+        known = CLASS_LOSSES[self.kind]
+        for name in self.settings:
+            if name not in known:
+                raise InputError(
+                    f"loss.settings: no {name!r} of {self.kind}{suggestion(name, known)}: {', '.join(known)}"
+                )
+        return {name: float(value) for name, value in self.settings.items()}
 
     def build(self) -> PairwiseLoss:
-        """Return the loss.
+        """Return the loss over pairs.
 
         Raises:
             InputError: a setting the loss does not have, or one out of range.
@@ -88,10 +121,14 @@ class RunMemoryConfig(Config):
     renormalise: bool | None = None
     warmup_steps: int = Field(default=0, ge=0, description="steps that only teach the filter")
     age_limit: int | None = Field(default=None, ge=1, description="hide rows that are more steps old than this")
+    momentum: float | None = Field(
+        default=None, ge=0, lt=1, description="store what a slow copy of the encoder makes, this much of itself a step"
+    )
 
     def of_width(self, width: int) -> MemoryConfig:
         """Return the setting of a memory of embeddings of `width` dimensions."""
-        return MemoryConfig(width=width, **{name: getattr(self, name) for name in type(self).model_fields})
+        own = {name: getattr(self, name) for name in type(self).model_fields if name != "momentum"}
+        return MemoryConfig(width=width, **own)
 
 
 class ImageLoopConfig(LoopConfig):
@@ -135,11 +172,13 @@ class ImageRunConfig(Config):
                 )
             if self.memory.space == "before-l2" and self.encoder.head.normalise:
                 raise ValueError("memory.space before-l2 needs encoder.head.normalise false: the loss normalises")
+        if self.loss.kind in CLASS_LOSSES and self.memory is not None:
+            raise ValueError(f"loss.kind {self.loss.kind} compares with vectors of classes: set memory to null")
         for name in ("embedding_weight_decay", "average_decay"):
             if getattr(self.optimiser, name):
                 raise ValueError(f"optimiser.{name} is of runs on logs: leave it out")
-        if self.optimiser.tables != "dense" or self.loop.graphs == "on":
-            raise ValueError("optimiser.tables rowwise and loop.graphs on are of runs on logs: leave them out")
+        if self.optimiser.tables != "dense":
+            raise ValueError("optimiser.tables rowwise is of runs on logs: leave it out")
         return self
 
 

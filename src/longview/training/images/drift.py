@@ -34,7 +34,7 @@ def watch_memory(trainer: ImageTrainer, view: ImageView, framing: Framing) -> No
         batch = next(iter(batches.epoch(0)))
     trainer.diagnostics = DriftDiagnostics(
         trainer.loss,
-        trainer.encoder,
+        trainer.slow or trainer.encoder,  # what makes the rows that are stored
         batch.images.to(trainer.device),
         batch.labels.to(trainer.device),
         every=config.evaluation.drift_every,

@@ -89,7 +89,7 @@ def train_images(
             run.train()
             return run.finish(baselines)
         finally:
-            run.batches.batches.close()
+            run.batches.close()
 
 
 class _Run:
@@ -108,11 +108,11 @@ class _Run:
         self.device, self.progress, self.state = device, progress, LoopState()
         encoder = config.encoder.build()
         self.framing = framing_of(config, encoder, images)
-        self.batches = TrainingBatches(views.train, config, self.framing)
-        self.trainer = ImageTrainer(config, encoder, device=device, steps_per_epoch=self.batches.steps(0))
+        self.batches = TrainingBatches(views.train, config, self.framing, device)
+        self.trainer = ImageTrainer(config, encoder, self.batches, device=device)
         watch_memory(self.trainer, views.train, self.framing)
         self.log = RunLog(out, tensorboard=config.loop.tensorboard)
-        self.notes = [note for note in (self.trainer.precision_note,) if note]
+        self.notes = [note for note in (self.trainer.precision_note, self.trainer.graphs_note) if note]
         if views.held_out:
             self.notes.append(
                 f"{views.held_out} of {images.train.num_classes} training classes were held out to choose the epoch by"

@@ -5,31 +5,20 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from longview.data.images import ImageBatch
 from longview.errors import InputError
-from longview.metric_learning import CrossBatchLoss, DriftDiagnostics
-from longview.models.encoders import ImageEncoder, optimiser_groups, parameter_groups
+from longview.metric_learning import CrossBatchLoss, DriftDiagnostics, MomentumEncoder
+from longview.models.encoders import ImageEncoder, ParameterGroup, optimiser_groups, parameter_groups
 from longview.training.devices import load_random_tensors, random_tensors
 from longview.training.images.config import ImageRunConfig
-from longview.training.images.views import TrainingImages
+from longview.training.images.graph import CapturedImageSteps, choose_image_graphs
+from longview.training.images.losses import BatchLoss, ClassLoss, make_loss
+from longview.training.images.views import ChosenImages, TrainingBatches, TrainingImages
 from longview.training.optimiser import load_optimiser_tensors, optimiser_tensors, rate_at
 from longview.training.precision import autocast, choose_precision, matmul_precision
 from longview.training.tensors import under
-
-
-class BatchLoss(nn.Module):
-    """The loss of a batch alone, L2-normalised: what a run without a memory trains on."""
-
-    def __init__(self, config: ImageRunConfig) -> None:
-        super().__init__()
-        self.loss, self.weight = config.loss.build(), config.loss.batch_weight
-
-    def forward(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> Tensor:
-        """Return the loss of (b, d) embeddings, a scalar."""
-        value: Tensor = self.loss(functional.normalize(embeddings, dim=1), labels, sample_ids=sample_ids)
-        return self.weight * value
 
 
 class ImageTrainer:
@@ -38,78 +27,150 @@ class ImageTrainer:
     Args:
         config: the run.
         encoder: what it trains.
+        batches: what it trains on: classes, steps of an epoch, and images that stay on the device.
         device: where the encoder and the memory live.
-        steps_per_epoch: what the schedule of the learning rate counts in.
+        planned_steps: of the schedule of the learning rate, where it is not all epochs of the config.
 
-    `precision_note` says why bf16 is off where it was wanted. `rate` is the learning rate of the last step.
-    `diagnostics`, where set, watches the memory.
+    `precision_note` says why bf16 is off where it was wanted, `graphs_note` the same of CUDA graphs. `rate` is the
+    learning rate of the last step. `diagnostics`, where set, watches the memory.
     """
 
     def __init__(
-        self, config: ImageRunConfig, encoder: ImageEncoder, *, device: torch.device, steps_per_epoch: int
+        self,
+        config: ImageRunConfig,
+        encoder: ImageEncoder,
+        batches: TrainingBatches,
+        *,
+        device: torch.device,
+        planned_steps: int | None = None,
     ) -> None:
-        self.config, self.device = config, device
+        self.config, self.device, self.resident = config, device, batches.resident
         self.encoder = encoder.to(device)
-        self.loss = _loss(config, self.encoder).to(device)
+        self.loss = make_loss(config, self.encoder.dimension, batches.classes).to(device)
+        momentum = None if config.memory is None else config.memory.momentum
+        self.slow = None if momentum is None else MomentumEncoder(self.encoder, momentum=momentum)
         groups = parameter_groups(self.encoder, config.rates)
         settings = config.optimiser
+        if isinstance(self.loss, ClassLoss):
+            own = dict(self.loss.named_parameters())
+            groups.append(ParameterGroup("vectors of classes", own, config.loss.class_rate, decays=False))
         self.optimiser = torch.optim.AdamW(
-            optimiser_groups(groups, settings.rate, settings.weight_decay), lr=settings.rate, betas=settings.betas
-        )
+            optimiser_groups(groups, settings.rate, settings.weight_decay), lr=settings.rate, betas=settings.betas,
+            fused=True if device.type == "cuda" else None,
+        )  # fmt: skip
         self.parameters = [p for group in groups for p in group.parameters.values()]
         self.dtype, self.precision_note = choose_precision(config.loop.precision, device)
-        self.planned_steps = config.loop.epochs * steps_per_epoch
+        self.planned_steps = planned_steps or config.loop.epochs * batches.steps(0)
         self.rate = 0.0
         self.diagnostics: DriftDiagnostics | None = None
+        self.graphs, self.graphs_note = choose_image_graphs(
+            config.loop, self.loss, device, resident=self.resident is not None
+        )
+        self.captured: CapturedImageSteps | None = None
+        for group in self.optimiser.param_groups:
+            group["capturable"] = self.graphs
 
-    def step(self, batch: TrainingImages, number: int) -> tuple[Tensor, Tensor]:
+    def step(self, batch: TrainingImages | ChosenImages, number: int) -> tuple[Tensor, Tensor]:
         """Train on `batch`, step `number` of the run (from 0); return its loss and gradient norm, unread.
 
-        Where embeddings are not numbers, both are NaN and nothing has changed, the memory included.
+        Where embeddings are not numbers, both are NaN and nothing has changed, the memory included; of a captured
+        step, the memory.
         """
         self.encoder.train()
         self.rate = rate_at(number, self.planned_steps, self.config.optimiser)
+        if isinstance(batch, ChosenImages) and self._captures(len(batch.samples)):
+            assert self.captured is not None
+            loss, norm = self.captured.step(batch, self.rate)
+            if isinstance(self.loss, CrossBatchLoss) and self.loss.fixed is not None:
+                self.loss.fixed.advance()
+        else:
+            loss, norm = self._step(self._made(batch), self.rate)
+        if self.diagnostics is not None:
+            if int(self.diagnostics.loss.memory.step) % self.diagnostics.every == 0:
+                self.settle()
+            self.diagnostics.after_step()
+        return loss, norm
+
+    def _step(self, batch: ImageBatch, rate: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Do a step on a batch on the device."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * group["multiplier"]
-        images, labels, ids = (x.to(self.device) for x in (batch.images, batch.labels, batch.ids))
+            group["lr"] = rate * group["multiplier"]
         self.optimiser.zero_grad(set_to_none=True)
         with matmul_precision(self.device):
             with autocast(self.dtype, self.device):
-                embeddings = self.encoder(images).float()
+                embeddings = self.encoder(batch.images).float()
+                keys = None if self.slow is None else self.slow(batch.images).float()
             try:
-                loss: Tensor = self.loss(embeddings, labels, ids)
+                loss = self._loss_of(embeddings, batch, keys)
             except InputError:
                 if bool(embeddings.isfinite().all()):
                     raise
                 return torch.tensor(math.nan), torch.tensor(math.nan)  # the loop says what it means
             loss.backward()  # type: ignore[no-untyped-call]
+        if isinstance(self.loss, CrossBatchLoss) and self.loss.fixed is not None:
+            self.loss.fixed.enqueue()
         limit = self.config.optimiser.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
         self.optimiser.step()
-        if self.diagnostics is not None:
-            self.diagnostics.after_step()
+        if self.slow is not None:
+            self.slow.update(self.encoder)
         return loss.detach(), norm
+
+    def _loss_of(self, embeddings: Tensor, batch: ImageBatch, keys: Tensor | None) -> Tensor:
+        more = {} if keys is None else {"keys": keys}
+        value: Tensor = self.loss(embeddings, batch.labels, batch.ids, **more)
+        return value
+
+    def _made(self, batch: TrainingImages | ChosenImages) -> ImageBatch:
+        """Return the batch on the device."""
+        if isinstance(batch, ChosenImages):
+            assert self.resident is not None
+            draws = None if batch.draws is None else batch.draws.to(self.device)
+            return self.resident.batch(batch.samples.to(self.device), draws)
+        return ImageBatch(*(x.to(self.device) for x in (batch.images, batch.labels, batch.ids)))
+
+    def _captures(self, size: int) -> bool:
+        """Return whether the next step runs as a graph, or on the way to one; the memory's first steps do not."""
+        if not self.graphs:
+            return False
+        if self.captured is None:
+            memory = self.loss.memory if isinstance(self.loss, CrossBatchLoss) else None
+            if memory is not None and not (int(memory.step) and memory.warm):
+                return False
+            if isinstance(self.loss, CrossBatchLoss):
+                self.loss.fix(size)
+            elif isinstance(self.loss, BatchLoss):
+                self.loss.loss.backend = "reference"  # which does not look at what it compares
+            changes = self.config.data.augment.changes
+            self.captured = CapturedImageSteps(self._chosen_step, batch=size, changes=changes, device=self.device)
+        return self.captured.batch == size
+
+    def _chosen_step(self, samples: Tensor, draws: Tensor | None, rate: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.resident is not None
+        return self._step(self.resident.batch(samples, draws), rate)
+
+    def settle(self) -> None:
+        """Bring what the host counts of a captured memory up to date, before somebody reads it."""
+        if isinstance(self.loss, CrossBatchLoss) and self.loss.fixed is not None:
+            self.loss.fixed.settle()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor a checkpoint must keep, by name: weights, moments, memory, random states."""
+        self.settle()
         saved = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
         saved |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
+        if self.slow is not None:
+            saved |= {f"slow.{name}": value for name, value in self.slow.state_dict().items()}
         return saved | optimiser_tensors(self.optimiser) | random_tensors(self.device)
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Undo `tensors`: what follows is bit for bit what would have followed."""
+        self.captured = None
+        if isinstance(self.loss, CrossBatchLoss):
+            self.loss.release()
         self.encoder.load_state_dict(under(tensors, "encoder"))
         self.loss.load_state_dict(under(tensors, "loss"))
+        if self.slow is not None:
+            self.slow.load_state_dict(under(tensors, "slow"))
         load_optimiser_tensors(self.optimiser, tensors)
         load_random_tensors(tensors, self.device)
-
-
-def _loss(config: ImageRunConfig, encoder: ImageEncoder) -> BatchLoss | CrossBatchLoss:
-    if config.memory is None:
-        return BatchLoss(config)
-    return CrossBatchLoss(
-        config.loss.build(),
-        config.memory.of_width(encoder.dimension),
-        memory_weight=config.loss.memory_weight,
-        batch_weight=config.loss.batch_weight,
-    )

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longview.data.images import ImageBatch, ImageBatches, ImageSet, ImageView, InOrder
+from longview.data.images import Augment, ImageBatch, ImageBatches, ImageSet, ImageView, InOrder
 from longview.data.images.framing import Framing
+from longview.data.images.making import QUARTERS
+from longview.data.images.resident import ResidentImages, why_not_resident
 from longview.data.images.samplers import CategoryBatches, ClassBatches, CoveringBatches
 from longview.errors import InputError
 from longview.evaluation.retrieval import Embedded
@@ -54,18 +56,20 @@ class Views:
         return cls(ImageView(images, train.rows[~held]), ImageView(images, train.rows[held]), number)
 
 
-def make_sampler(view: ImageView, config: SamplerConfig, seed: int) -> ClassBatches:
-    """Return the P×K batches of `view`.
+def make_sampler(view: ImageView, config: SamplerConfig, seed: int, *, turned: bool = False) -> ClassBatches:
+    """Return the P×K batches of `view`; where `turned`, samples from `len(view)` on are its images by quarter turns.
 
     Raises:
         InputError: fewer classes than P, or no categories where they are to be balanced.
     """
     options = config.model_dump(exclude={"kind"})
+    quarters = np.arange(QUARTERS if turned else 1)[:, None]
+    labels = (view.labels + quarters * view.images.meta.num_classes).reshape(-1)
     if config.kind == "covering":
-        return CoveringBatches(view.labels, seed=seed, **options)
+        return CoveringBatches(labels, seed=seed, **options)
     if view.categories is None:
         raise InputError(f"{view.images.path}: sampler.kind category, but the images have none; set it to covering")
-    return CategoryBatches(view.labels, view.categories, seed=seed, **options)
+    return CategoryBatches(labels, np.tile(view.categories, len(quarters)), seed=seed, **options)
 
 
 def framing_of(config: ImageRunConfig, encoder: ImageEncoder, images: ImageSet) -> Framing:
@@ -90,25 +94,78 @@ class TrainingImages(ImageBatch):
         return len(self)
 
 
-class TrainingBatches:
-    """Augmented P×K batches that depend on (epoch, step) alone, so that a run resumes anywhere."""
+@dataclass(frozen=True)
+class ChosenImages:
+    """A batch that is yet to be made of images on the device: their numbers (B,), and draws (B, DRAWS) of changes."""
 
-    def __init__(self, view: ImageView, config: ImageRunConfig, framing: Framing) -> None:
-        data, seed = config.data, config.loop.seed
-        self.sampler = make_sampler(view, config.sampler, seed)
-        self.batches = ImageBatches(
-            view, self.sampler, framing, augment=data.augment, workers=data.workers, seed=seed,
-            bad_images=data.bad_images,
-        )  # fmt: skip
+    samples: Tensor
+    draws: Tensor | None
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of images."""
+        return len(self.samples)
+
+
+def choose_resident(view: ImageView, config: ImageDataConfig, device: torch.device) -> bool:
+    """Return whether the training images stay on `device`.
+
+    Raises:
+        InputError: they are to, and cannot.
+    """
+    if config.resident == "off" or (config.resident == "auto" and device.type != "cuda"):
+        return False
+    reason = why_not_resident(view)
+    if reason is not None and config.resident == "on":
+        raise InputError(f"data.resident on, but {view.images.path}: {reason}")
+    return reason is None
+
+
+class TrainingBatches:
+    """Augmented P×K batches that depend on (epoch, step) alone, so that a run resumes anywhere.
+
+    With images that stay on a device (`resident`), the trainer makes them of the chosen numbers; they are the same.
+    `classes` (C,) int64 are the numbers of the classes that train, in order.
+    """
+
+    def __init__(
+        self, view: ImageView, config: ImageRunConfig, framing: Framing, device: torch.device | None = None
+    ) -> None:
+        data, self.seed = config.data, config.loop.seed
+        self.sampler = make_sampler(view, config.sampler, self.seed, turned=data.turned_classes)
+        turns = np.arange(QUARTERS if data.turned_classes else 1)[:, None] * view.images.meta.num_classes
+        self.classes = torch.from_numpy(np.unique(view.labels + turns).astype(np.int64))
+        self.augment: Augment = data.augment
+        self.resident: ResidentImages | None = None
+        self.batches: ImageBatches | None = None
+        if device is not None and choose_resident(view, data, device):
+            self.resident = ResidentImages(
+                view, framing, augment=self.augment, device=device, turned=data.turned_classes
+            )
+        else:
+            self.batches = ImageBatches(
+                view, self.sampler, framing, augment=self.augment, workers=data.workers, seed=self.seed,
+                turned=data.turned_classes, bad_images=data.bad_images,
+            )  # fmt: skip
 
     def steps(self, epoch: int) -> int:
         """Return the number of batches of `epoch`."""
-        return self.batches.steps(epoch)
+        return self.sampler.steps(epoch)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainingImages]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainingImages | ChosenImages]:
         """Yield the batches of `epoch` from `first_step` on."""
-        for batch in self.batches.epoch(epoch, first_step):
-            yield TrainingImages(batch.images, batch.labels, batch.ids)
+        if self.batches is not None:
+            for batch in self.batches.epoch(epoch, first_step):
+                yield TrainingImages(batch.images, batch.labels, batch.ids)
+            return
+        for step, samples in enumerate(self.sampler.epoch(epoch, first_step), first_step):
+            changes = self.augment.changes
+            yield ChosenImages(samples, self.augment.draws(len(samples), self.seed, epoch, step) if changes else None)
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        if self.batches is not None:
+            self.batches.close()
 
 
 @torch.no_grad()

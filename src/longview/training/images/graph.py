@@ -1,0 +1,142 @@
+"""A step on images as a CUDA graph: captured once, then replayed with one copy and one launch.
+
+All batches of a P×K sampler have one shape, and images that stay on the device are made there of their numbers, so a
+whole step, augmentation, memory and optimiser included, is the same operations each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from longview.data.images.augment import DRAWS
+from longview.errors import LongviewError
+from longview.metric_learning import CrossBatchLoss
+from longview.metric_learning.fixed import why_not_fixed
+from longview.ops.graphs import no_collection
+from longview.training.config import LoopConfig
+from longview.training.graph import WARM_UP
+from longview.training.images.losses import ClassLoss
+from longview.training.images.views import ChosenImages
+
+Body = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
+WORDS = torch.int64  # what the buffer of a step's input holds; columns of any dtype are laid into it byte for byte
+AHEAD = 64  # steps whose input waits in pinned memory: so far the host may run before the device
+
+
+def choose_image_graphs(
+    config: LoopConfig, loss: torch.nn.Module, device: torch.device, *, resident: bool
+) -> tuple[bool, str | None]:
+    """Return whether steps run as graphs and, where they do not but could be expected to, a sentence saying why.
+
+    `auto` expects them on a GPU, `on` everywhere.
+    """
+    if config.graphs == "off" or (config.graphs == "auto" and device.type != "cuda"):
+        return False, None
+    refusal = None
+    if device.type != "cuda":
+        refusal = f"they need a GPU, and the run is on {device.type}"
+    elif not resident:
+        refusal = "images are read from files, or data.resident is off"
+    elif isinstance(loss, ClassLoss):
+        refusal = "the loss looks at the class numbers of each batch"
+    elif isinstance(loss, CrossBatchLoss):
+        refusal = why_not_fixed(loss.memory)
+    return refusal is None, None if refusal is None else f"CUDA graphs are off, launching step by step: {refusal}"
+
+
+class _Slot(NamedTuple):
+    """Pinned memory for the input of a step, what lies where in it, and when it has been copied."""
+
+    pinned: Tensor
+    samples: Tensor
+    draws: Tensor
+    rate: Tensor
+    copied: torch.cuda.Event
+
+
+class CapturedImageSteps:
+    """Runs `body` on chosen images, as a graph after the first few steps, which train like any other.
+
+    Args:
+        body: `(samples, draws, rate) → (loss, norm)`: a whole step on tensors of `device`. It may not wait for the
+            device, and whatever it changes it changes in place.
+        batch: images a step.
+        changes: whether there are draws.
+        device: a GPU.
+
+    Tensors that `body` reads and somebody else replaces, such as loaded optimiser state, need a new instance.
+    """
+
+    def __init__(self, body: Body, *, batch: int, changes: bool, device: torch.device) -> None:
+        self.body, self.batch, self.changes, self.device = body, batch, changes, device
+        self.steps = 0
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.results: Tensor | None = None  # loss and norm of the graph's latest step
+        drawn = batch * DRAWS * changes
+        self.sizes = [batch, (drawn + 1) // 2, 1]
+        self.buffer = torch.empty(sum(self.sizes), dtype=WORDS, device=device)
+        # Allocated once: pinning memory takes the driver longer than a step takes.
+        pinned = torch.empty(AHEAD, len(self.buffer), dtype=WORDS, pin_memory=True)
+        self._slots = [self._slot(part) for part in pinned]
+
+    def step(self, chosen: ChosenImages, rate: float) -> tuple[Tensor, Tensor]:
+        """Do the step of `chosen`, on the CPU; return loss and norm, scalars that nothing overwrites."""
+        with torch.cuda.device(self.device):
+            self._write(chosen, rate)
+            self.steps += 1
+            if self.graph is None and self.steps > WARM_UP:
+                self._capture()
+            if self.graph is None:
+                return self._launched()
+            assert self.results is not None
+            self.graph.replay()
+            loss, norm = self.results.clone().unbind()
+            return loss, norm
+
+    def _write(self, chosen: ChosenImages, rate: float) -> None:
+        """Copy a step's input to the device, without waiting for it."""
+        slot = self._slots[self.steps % AHEAD]
+        slot.copied.synchronize()  # long done, unless the host is `AHEAD` steps before the device
+        slot.samples.copy_(chosen.samples)
+        if chosen.draws is not None:
+            slot.draws.copy_(chosen.draws)
+        slot.rate.fill_(rate)
+        self.buffer.copy_(slot.pinned, non_blocking=True)
+        slot.copied.record()
+
+    def _slot(self, pinned: Tensor) -> _Slot:
+        samples, draws, rate = torch.split(pinned, self.sizes)
+        drawn = draws.view(torch.float32)[: self.batch * DRAWS * self.changes].view(-1, DRAWS)
+        return _Slot(pinned, samples, drawn, rate.view(torch.float64), torch.cuda.Event())  # type: ignore[no-untyped-call]
+
+    def _read(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        samples, draws, rate = torch.split(self.buffer, self.sizes)
+        drawn = draws.view(torch.float32)[: self.batch * DRAWS].view(self.batch, DRAWS) if self.changes else None
+        return samples, drawn, rate.view(torch.float64).float()[0]
+
+    def _launched(self) -> tuple[Tensor, Tensor]:
+        """Run the step kernel by kernel, on the stream of the later capture: libraries prepare themselves by stream."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            loss, norm = self.body(*self._read())
+        current.wait_stream(self.stream)
+        return loss.clone(), norm.clone()
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with no_collection(), torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.results = torch.stack(self.body(*self._read()))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise LongviewError(
+                f"a training step of this configuration cannot be captured as a CUDA graph ({reason}); "
+                "train with --set loop.graphs=off, or go on with --resume --set loop.graphs=off"
+            ) from error
+        self.graph = graph

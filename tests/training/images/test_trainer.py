@@ -1,0 +1,127 @@
+"""Images that stay on a device, turned classes, a slow encoder, and the steps that a GPU captures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from longview.data.images import ImageSet
+from longview.metric_learning import CrossBatchLoss
+from longview.training.checkpoint import latest_checkpoint, load_checkpoint
+from longview.training.images import ImageRunConfig, train_images
+from longview.training.images.graph import choose_image_graphs
+from longview.training.images.trainer import ImageTrainer
+from longview.training.images.views import ChosenImages, TrainingBatches, Views, framing_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::longview.metric_learning.MemoryWarning")  # tiny batches
+
+Configure = Callable[..., ImageRunConfig]
+CPU = torch.device("cpu")
+
+
+def make(images: ImageSet, config: ImageRunConfig) -> tuple[ImageTrainer, TrainingBatches]:
+    views = Views.of(images, config.data)
+    torch.manual_seed(0)
+    encoder = config.encoder.build()
+    batches = TrainingBatches(views.train, config, framing_of(config, encoder, images), CPU)
+    return ImageTrainer(config, encoder, batches, device=CPU), batches
+
+
+def saved(out: Path) -> dict[str, torch.Tensor]:
+    path = latest_checkpoint(out / "checkpoint")
+    assert path is not None
+    return load_checkpoint(path)[0]
+
+
+@pytest.mark.parametrize("more", [[], ["data.turned_classes=true", "data.augment.rotation=20"]], ids=["", "turned"])
+def test_images_that_stay_train_as_others_do_bit_for_bit(
+    image_set: ImageSet, configure: Configure, tmp_path: Path, more: list[str]
+) -> None:
+    for name in ("on", "off"):
+        train_images(configure(f"data.resident={name}", *more), image_set, tmp_path / name)
+    one, other = saved(tmp_path / "on"), saved(tmp_path / "off")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_turned_classes_make_an_epoch_four_times_as_long(image_set: ImageSet, configure: Configure) -> None:
+    _, batches = make(image_set, configure("data.resident=on"))
+    _, turned = make(image_set, configure("data.resident=on", "data.turned_classes=true"))
+    assert turned.steps(0) == 4 * batches.steps(0)
+    seen = torch.cat([batch.samples for batch in turned.epoch(0) if isinstance(batch, ChosenImages)])
+    assert turned.resident is not None
+    assert set(seen.tolist()) == set(range(4 * turned.resident.number))
+
+
+def test_a_slow_encoder_fills_the_memory_and_resumes(image_set: ImageSet, configure: Configure, tmp_path: Path) -> None:
+    settings = ("memory.drift.kind=none", "memory.momentum=0.9")
+    trainer, batches = make(image_set, configure(*settings))
+    batch = next(iter(batches.epoch(0)))
+    trainer.step(batch, 0)
+    assert trainer.slow is not None
+    fast, slow = (dict(model.named_parameters()) for model in (trainer.encoder, trainer.slow.encoder))
+    assert any(not torch.equal(fast[name], value) for name, value in slow.items())
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_images(configure(*settings, "loop.epochs=3"), image_set, whole)
+    train_images(configure(*settings, "loop.epochs=3", "loop.max_minutes=1e-9"), image_set, parts)
+    train_images(configure(*settings, "loop.epochs=3"), image_set, parts, resume=True)
+    one, other = saved(whole), saved(parts)
+    assert any(name.startswith("slow.") for name in one)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("memory", [[], ["memory.drift.kind=none"], ["memory.momentum=0.9"], ["memory=null"]], ids=str)
+def test_the_step_that_is_captured_trains_as_the_ordinary_one(
+    image_set: ImageSet, configure: Configure, memory: list[str]
+) -> None:
+    """The body of the graph, run operation by operation as before a capture: the same weights but for rounding."""
+    config = configure("data.resident=on", "data.augment.rotation=20", *memory)
+    ordinary, batches = make(image_set, config)
+    fixed, _ = make(image_set, config)
+    for number, batch in enumerate(batches.epoch(0)):
+        assert isinstance(batch, ChosenImages)
+        loss, norm = ordinary.step(batch, number)
+        if number == 0:
+            fixed.step(batch, number)
+            if isinstance(fixed.loss, CrossBatchLoss):
+                fixed.loss.fix(len(batch.samples))
+            continue
+        other, other_norm = fixed._chosen_step(batch.samples, batch.draws, torch.tensor(ordinary.rate))
+        if isinstance(fixed.loss, CrossBatchLoss):
+            assert fixed.loss.fixed is not None
+            fixed.loss.fixed.advance()
+        torch.testing.assert_close(other, loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other_norm, norm, rtol=1e-3, atol=1e-5)
+    before, after = ordinary.tensors(), fixed.tensors()
+    shared = [name for name in before if "pending" not in name and name != "random.cpu"]
+    counters = [name for name in shared if not before[name].is_floating_point() and "queue" not in name]
+    assert all(torch.equal(before[name], after[name]) for name in counters)
+
+
+@pytest.mark.parametrize("kind", ["normalised-softmax", "arcface", "proxy-anchor"])
+def test_losses_against_vectors_of_classes_train_and_resume(
+    image_set: ImageSet, configure: Configure, tmp_path: Path, kind: str
+) -> None:
+    settings = (f"loss.kind={kind}", "memory=null", "data.turned_classes=true", "loop.epochs=3")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = train_images(configure(*settings), image_set, whole)
+    losses = [record["loss"] for record in result.state.epochs]
+    assert losses[-1] < losses[0]
+    train_images(configure(*settings, "loop.max_minutes=1e-9"), image_set, parts)
+    train_images(configure(*settings), image_set, parts, resume=True)
+    one, other = saved(whole), saved(parts)
+    assert one["loss.loss.weight"].shape == (4 * 6, 8)  # 6 of 8 classes train, in four directions each
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_graphs_say_why_they_are_off(configure: Configure) -> None:
+    loss = torch.nn.Identity()
+    loop = configure().loop
+    assert choose_image_graphs(loop, loss, CPU, resident=True) == (False, None)
+    wanted = configure("loop.graphs=on").loop
+    assert "need a GPU" in str(choose_image_graphs(wanted, loss, CPU, resident=True)[1])
+    assert "read from files" in str(choose_image_graphs(loop, loss, torch.device("cuda"), resident=False)[1])
+    assert choose_image_graphs(loop, loss, torch.device("cuda"), resident=True) == (True, None)
