@@ -36,7 +36,9 @@ bench-gpu: $(STAMP)  ## the GPU figures of the README, as JSON in results/
 	$(BIN)/longview bench step --json results/gpu-step.json
 	$(BIN)/longview bench train --device cuda --set loop.precision=bf16 --json results/gpu-train.json
 	$(BIN)/longview bench quantisation --json results/gpu-quantisation.json
+	$(BIN)/longview bench scoring --json results/gpu-scoring.json
 	$(BIN)/longview bench memory-loss --device cuda --json results/gpu-memory-loss.json
+	$(BIN)/longview bench memory-step --device cuda --json results/gpu-memory-step.json
 	$(BIN)/python -m tests.ops.sanitize results/gpu-sanitizer.json
 
 bench-cpu: $(STAMP)  ## the CPU speed figures of the README, as JSON in results/
