@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from longview.cli.app import app
+from longview.evaluation.study_tables import METRIC_TABLES, render_studies
 from longview.evaluation.tables import load_results, render_speed, render_tables
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +22,11 @@ def test_the_tables_are_those_of_the_results() -> None:
     assert render_tables(ROOT / "results", ROOT / "README.md", write=False) == current, "run `make tables`"
     page = ROOT / "docs" / "speed.md"
     assert render_speed(ROOT / "results", page, write=False) == page.read_text(encoding="utf-8"), "run `make tables`"
+    page = ROOT / "docs" / "studies.md"
+    assert render_studies(ROOT / "results", page, write=False) == page.read_text(encoding="utf-8"), "run `make tables`"
+    page = ROOT / "docs" / "metric-learning.md"
+    made = render_studies(ROOT / "results", page, METRIC_TABLES, write=False)
+    assert made == page.read_text(encoding="utf-8"), "run `make tables`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -54,6 +54,20 @@ def test_slopes_are_points_of_quality_for_ten_times_the_compute() -> None:
     assert ratio["first_above_zero"] == 1
 
 
+def test_ratios_are_there_by_depth_too_and_what_is_kept_at_the_longest() -> None:
+    result = scaling_summary("hr@10", points({"HSTU": 0.05, "ULTRA": 0.1}), None, ("HSTU", "ULTRA"))
+    by_depth = result["ratios"]["slope_ratio_by_depth"]
+    assert set(by_depth) == {"1", "2"}
+    assert by_depth["2"]["training_flops"]["ratio"] == pytest.approx(2, rel=0.02)
+    kept = result["ratios"]["kept_at_longest"]
+    assert kept["length"] == 16384
+    assert kept["share"] == pytest.approx((0.3 + 0.1 * 0.15) / (0.25 + 0.05 * 0.15), rel=0.01)
+    assert kept["interval"][0] < kept["share"] < kept["interval"][1]
+    longer = {row["depth"]: row for row in result["longer_histories"]["ULTRA"]}
+    assert set(longer) == {1, 2, None}
+    assert longer[None]["difference"] == pytest.approx(0.1, abs=1e-3)
+
+
 def test_point_ratios_are_compute_at_one_length_and_depth() -> None:
     result = scaling_summary("hr@10", points({"HSTU": 0.05, "ULTRA": 0.15}), None, ("HSTU", "ULTRA"))
     found = result["ratios"]["point_ratios"]
@@ -127,7 +141,8 @@ def test_users_that_differ_are_refused() -> None:
 
 def finished(kind: str, summary: dict[str, Any]) -> dict[str, Any]:
     data = {"name": "world", "simulated": True, "users": USERS}
-    return {"study": kind, "metric": "hr@10", "complete": False, "missing_cells": 2, "data": data, **summary}
+    study = {"study": kind, "metric": "hr@10", "complete": False, "missing_cells": 2, "data": data}
+    return {**study, "measured_on": ["a GPU"], **summary}
 
 
 def test_pictures_are_drawn_of_what_is_there(tmp_path: Path) -> None:
@@ -144,5 +159,11 @@ def test_pictures_are_drawn_of_what_is_there(tmp_path: Path) -> None:
     assert summary["rows"][2]["relative"]["flops"]["training"] == pytest.approx(10)
     assert summary["rows"][1]["difference_interval"][0] > 0
     assert draw_study(tmp_path / "ablation.png", finished("ablation", summary))
-    for name in ("scaling", "ablation"):
+    untimed = [(labels, {**record, "seconds": None}) for labels, record in points({"HSTU": 0.1, "ULTRA": 0.1})]
+    summary = scaling_summary("hr@10", untimed, None, ("HSTU", "ULTRA"))
+    assert summary["points"][0]["seconds"] is None
+    assert summary["ratios"]["slope_ratio"]["training_seconds"] is None
+    assert summary["ratios"]["point_ratios"][0]["training_seconds"] is None
+    assert draw_study(tmp_path / "untimed.png", {**finished("scaling", summary), "measured_on": []})
+    for name in ("scaling", "ablation", "untimed"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

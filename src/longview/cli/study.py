@@ -59,7 +59,8 @@ def study_command(
     `scaling`: a grid of configurations, with costs in operations and time, intervals and a picture beside the JSON.
     With `metric-learning`: drift policies by batch and memory size on images, on all GPUs.
     """
-    command = " ".join(["longview", *sys.argv[1:]])
+    # What --draw draws was made by the same command without it.
+    command = " ".join(["longview", *(word for word in sys.argv[1:] if word != "--draw")])
     names = () if tables is None else tuple(tables.split(","))
     runs = Runs(data, json, out, _seeds(seeds), set_ or [], device, parallel, names, command)
     if config in (*GRIDS, METRIC, "baselines"):
@@ -192,6 +193,10 @@ def _say_scaling(result: dict[str, Any]) -> None:
             for axis, found in by_axis.items():
                 if found is not None and found["ratio"] is not None:
                     say(f"{kind} along {axis}: {found['ratio']:.2f}, 95 % interval {_ends(found['interval'])}")
+    kept = result["ratios"]["kept_at_longest"] if result["ratios"] else None
+    if kept is not None and kept["share"] is not None:
+        share = f"{kept['share']:.3f}, 95 % interval {_ends(kept['interval'])}"
+        say(f"share of quality kept at {kept['length']:,} events: {share}")
 
 
 def _ends(interval: list[float | None]) -> str:

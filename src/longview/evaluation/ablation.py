@@ -29,7 +29,7 @@ def ablation_summary(
 
     `quality` is the mean over test users and seeds, `std` over seeds, `interval` of the mean; `difference` is quality
     minus the reference's, with an interval of its own from the same resamples. `relative` are costs over the
-    reference's. Rows whose part is `reference` are the reference itself.
+    reference's, those that were measured. Rows whose part is `reference` are the reference itself.
 
     Args:
         metric: `hr@K` or `ndcg@K`.
@@ -74,12 +74,13 @@ def _row(
         "components": by_component(setting.records, oracle),
     }
     if reference is not None:
-        base = settings[reference]
+        base, costs = settings[reference], settings[reference].costs()
         row["is_reference"] = _same_runs(setting, base)
         row["difference"] = setting.mean - base.mean
         row["difference_interval"] = interval(means[place] - means[reference])
         row["relative"] = {
-            group: {name: value / base.costs()[group][name] for name, value in of.items()}
+            group: {name: value / below[name] for name, value in of.items()}
             for group, of in setting.costs().items()
+            if of is not None and (below := costs[group]) is not None
         }
     return row

@@ -66,9 +66,15 @@ def _draw_map(figure: Any, result: Mapping[str, Any]) -> bool:
     for first in axes[::columns]:
         first.set_ylabel(f"{NAME} less that of {reference}", color=MUTED, fontsize=9.5)
     _legend(figure, policies, f"{NAME} on {result['data']['unseen_classes']} unseen classes of "
-            f"{result['data']['name']}, {len(result['seeds'])} seeds; bars: 95 % intervals of the paired difference;\n"
+            f"{result['data']['name']}, {_seeds(result)}; bars: 95 % intervals of the paired difference;\n"
             "filled where the intervals of the two means do not overlap")  # fmt: skip
     return True
+
+
+def _seeds(result: Mapping[str, Any]) -> str:
+    """Return how many seeds the rows have: of a study that was stopped, some have fewer."""
+    found = sorted({len(row["seeds"]) for row in result["rows"]})
+    return f"{found[0]} to {found[-1]} seeds" if found[0] < found[-1] else f"{found[-1]} seed{'s' * (found[-1] > 1)}"
 
 
 def _differences(

@@ -99,42 +99,74 @@ class _Study:
 
     def fits(self, arm: str, axis: str) -> dict[str, Any]:
         """Return the fit over all of an arm's points, and over the lengths at each depth."""
-        depths = sorted({self.settings[place].labels["depth"] for place in self.places(arm)})
         return {
             "all": self._fit(self.places(arm), axis),
-            "by_depth": {str(depth): self._fit(self.places(arm, depth=depth), axis) for depth in depths},
+            "by_depth": {str(depth): self._fit(self.places(arm, depth=depth), axis) for depth in self._depths(arm)},
         }
 
     def ratios(self, first: str, second: str) -> dict[str, Any]:
         """Return slopes, exponents and points of the arm `second` over those of `first`, each by its name."""
+        depths = [depth for depth in self._depths(first) if depth in self._depths(second)]
+
+        def over(of: Any, **labels: Any) -> dict[str, Any]:
+            pair = self.places(first, **labels), self.places(second, **labels)
+            return {axis: self._ratio_of_fits(*pair, axis, of) for axis in AXES}
+
         return {
             "first": first,
             "second": second,
-            "slope_ratio": {axis: self._ratio_of_fits(first, second, axis, self._slopes) for axis in AXES},
-            "exponent_ratio": {axis: self._ratio_of_fits(first, second, axis, self._exponents) for axis in AXES},
+            "slope_ratio": over(self._slopes),
+            "exponent_ratio": over(self._exponents),
+            "slope_ratio_by_depth": {str(depth): over(self._slopes, depth=depth) for depth in depths},
             "point_ratios": self._point_ratios(first, second),
+            "kept_at_longest": self._kept(first, second),
         }
 
     def longer(self, arm: str) -> list[dict[str, Any]]:
-        """Return what the longest history is worth over the shortest, at each depth."""
+        """Return what the longest history is worth over the shortest: at each depth, and (None) over the depths."""
         found = []
-        for depth in sorted({self.settings[place].labels["depth"] for place in self.places(arm)}):
-            places = sorted(self.places(arm, depth=depth), key=lambda place: self.settings[place].labels["length"])
-            short, long = places[0], places[-1]
-            if short != long:
-                found.append({
-                    "depth": depth,
-                    "from": self.settings[short].labels["length"],
-                    "to": self.settings[long].labels["length"],
-                    "difference": self.settings[long].mean - self.settings[short].mean,
-                    "interval": interval(self.means[long] - self.means[short]),
-                })  # fmt: skip
+        for depth in (*self._depths(arm), None):
+            places = self.places(arm) if depth is None else self.places(arm, depth=depth)
+            lengths = sorted({self.settings[place].labels["length"] for place in places})
+            if len(lengths) < 2:
+                continue
+            short, long = (
+                [place for place in places if self.settings[place].labels["length"] == length]
+                for length in (lengths[0], lengths[-1])
+            )
+            found.append({
+                "depth": depth,
+                "from": lengths[0],
+                "to": lengths[-1],
+                "difference": self._quality(long) - self._quality(short),
+                "interval": interval(self.means[long].mean(0) - self.means[short].mean(0)),
+            })  # fmt: skip
         return found
 
+    def _depths(self, arm: str) -> list[int]:
+        return sorted({self.settings[place].labels["depth"] for place in self.places(arm)})
+
+    def _quality(self, places: Sequence[int]) -> float:
+        return float(np.mean([self.settings[place].mean for place in places]))
+
+    def _kept(self, first: str, second: str) -> dict[str, Any] | None:
+        """Return the share of `first`'s quality that `second` has with the longest history, over the depths of both."""
+        length = max(self.settings[place].labels["length"] for place in self.places(first))
+        found = {arm: self.places(arm, length=length) for arm in (first, second)}
+        depths = [{self.settings[place].labels["depth"] for place in places} for places in found.values()]
+        if not found[second] or depths[0] != depths[1]:
+            return None
+        below, above = (self.means[places].mean(0) for places in found.values())
+        return {
+            "length": length,
+            "share": finite(float(_divided(*(np.array(self._quality(found[arm])) for arm in (second, first))))),
+            "interval": interval(_divided(above, below)),
+        }
+
     def _fit(self, places: Sequence[int], axis: str) -> dict[str, Any] | None:
-        """Return slope, intercept and exponent with intervals; None with fewer than two distinct computes."""
+        """Return slope, intercept and exponent with intervals; None without two distinct, known computes."""
         compute = self.compute(places, axis)
-        if len(np.unique(compute)) < 2:
+        if not _fits(compute):
             return None
         value = np.array([self.settings[place].mean for place in places])
         slope = _slope(compute, value[:, None])[0]
@@ -154,13 +186,12 @@ class _Study:
     def _exponents(self, places: Sequence[int], axis: str) -> Floats:
         return -_slope(self.compute(places, axis), _log(self.best_means - self.means[places]))
 
-    def _ratio_of_fits(self, first: str, second: str, axis: str, of: Any) -> dict[str, Any] | None:
+    def _ratio_of_fits(self, one: list[int], other: list[int], axis: str, of: Any) -> dict[str, Any] | None:
         """Return the ratio, its interval, and the share of resamples in which the first arm's is above zero.
 
         A ratio by something that may be zero has no finite interval: it is left out where that share is below 0.99.
         """
-        one, other = self.places(first), self.places(second)
-        if any(len(np.unique(self.compute(places, axis))) < 2 for places in (one, other)):
+        if not all(_fits(self.compute(places, axis)) for places in (one, other)):
             return None
         key = "slope" if of == self._slopes else "exponent"
         fits = [self._fit(places, axis) for places in (one, other)]
@@ -184,11 +215,16 @@ class _Study:
                 found.append({
                     "length": labels["length"],
                     "depth": labels["depth"],
-                    **{axis: float(value) for axis, value in cost.items()},
+                    **{axis: finite(value) for axis, value in cost.items()},
                     "quality_share": self.settings[other].mean / below if below > 0 else None,
                     "quality_share_interval": interval(_divided(self.means[other], self.means[place])),
                 })  # fmt: skip
         return found
+
+
+def _fits(compute: Floats) -> bool:
+    """Return whether a line can be laid through these computes: all known, and two of them distinct."""
+    return bool(np.isfinite(compute).all()) and len(np.unique(compute)) > 1
 
 
 def _slope(compute: Floats, values: Floats) -> Floats:

@@ -27,7 +27,9 @@ def draw_study(path: Path, result: Mapping[str, Any]) -> bool:
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         return False
-    draw, size = (_draw_scaling, (11.5, 8.6)) if result["study"] == "scaling" else (_draw_ablation, _height(result))
+    draw, size = (
+        (_draw_scaling, _scaling_size(result)) if result["study"] == "scaling" else (_draw_ablation, _height(result))
+    )
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=size, dpi=150, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
@@ -36,6 +38,10 @@ def draw_study(path: Path, result: Mapping[str, Any]) -> bool:
     with atomic_file(path) as work:
         figure.savefig(work, format="png", metadata={"Software": None})
     return True
+
+
+def _scaling_size(result: Mapping[str, Any]) -> tuple[float, float]:
+    return 11.5, 8.6 if _measured(result["points"], "training_seconds") else 5.2
 
 
 def _title(result: Mapping[str, Any]) -> str:
@@ -52,17 +58,32 @@ def _metric(result: Mapping[str, Any]) -> str:
 
 def _draw_scaling(figure: Any, result: Mapping[str, Any]) -> None:
     """Quality against each compute; a line is one model at one depth, its points are the lengths of history."""
-    panels = figure.subplots(2, 2, sharey=True).ravel()
-    for axes, (axis, label) in zip(panels, AXES.items(), strict=True):
+    shown = [axis for axis in AXES if _measured(result["points"], axis)]
+    panels = figure.subplots(len(shown) // 2, 2, sharey=True, squeeze=False).ravel()
+    for axes, (axis, label) in zip(panels, ((axis, AXES[axis]) for axis in shown), strict=True):
         plain(axes)
-        axes.set_xscale("log")
-        axes.tick_params(which="both", length=0)
+        _log_axis(axes)
         _curves(axes, result, axis)
         axes.set_xlabel(label, color=MUTED, fontsize=9.5)
         heading(axes, _ratio_in_words(result, axis))
     for axes in panels[::2]:
         axes.set_ylabel(f"{_metric(result)} on test", color=MUTED, fontsize=9.5)
     _legend(figure, result)
+
+
+def _measured(points: Sequence[Mapping[str, Any]], axis: str) -> bool:
+    """Return whether all points have the compute of `axis`: operations always, times once they were measured."""
+    return all(point[axis.split("_")[1]] is not None for point in points)
+
+
+def _log_axis(axes: Any) -> None:
+    """Make the x axis logarithmic, with few numbers on it."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=7))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="both", length=0)
 
 
 def _curves(axes: Any, result: Mapping[str, Any], axis: str) -> None:
@@ -118,12 +139,9 @@ def _legend(figure: Any, result: Mapping[str, Any]) -> None:
 
 def _measured_in_words(result: Mapping[str, Any]) -> str:
     """Return what the times were measured on, and a warning where that differs between the points."""
-    found = [
-        one["hardware"] + (f", {one['cells_at_a_time']} runs at a time" if one["cells_at_a_time"] > 1 else "")
-        for one in result.get("measured_on", [])
-    ]
+    found = result["measured_on"]
     if not found:
-        return ""
+        return "times are not measured yet"
     return "times: " + "; ".join(found) + (" (not comparable with each other)" if len(found) > 1 else "")
 
 

@@ -45,13 +45,18 @@ class Setting:
         return stdev(each) if len(each) > 1 else 0.0
 
     def average(self, group: str, name: str) -> float:
-        """Return the mean over the seeds of `record[group][name]`."""
+        """Return the mean over the seeds of `record[group][name]`, NaN where `record[group]` is None."""
+        if any(record[group] is None for record in self.records):
+            return math.nan
         return fmean(float(record[group][name]) for record in self.records)
 
-    def costs(self) -> dict[str, dict[str, float]]:
-        """Return the mean `flops` and `seconds`."""
-        flops = {name: self.average("flops", name) for name in ("step", "training", "request")}
-        return {"flops": flops, "seconds": {name: self.average("seconds", name) for name in flops}}
+    def costs(self) -> dict[str, dict[str, float] | None]:
+        """Return the mean `flops` and `seconds`; the latter are None where no time was measured."""
+        found: dict[str, dict[str, float] | None] = {}
+        for group in ("flops", "seconds"):
+            values = {name: self.average(group, name) for name in ("step", "training", "request")}
+            found[group] = values if all(math.isfinite(value) for value in values.values()) else None
+        return found
 
 
 def settings_of(metric: str, known: Known) -> list[Setting]:

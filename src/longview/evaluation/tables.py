@@ -12,6 +12,7 @@ import yaml
 from longview.errors import InputError
 from longview.evaluation.ranking_table import ranking_table
 from longview.evaluation.speed_table import speed_table
+from longview.evaluation.study_tables import METRIC_TABLES, render_studies
 from longview.files import atomic_file
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -79,8 +80,8 @@ def load_results(directory: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise InputError(f"{path}: not valid JSON ({error}); run the command that writes it again") from None
         for one in value if isinstance(value, list) else [value]:  # baselines share a file
-            if not isinstance(one, dict) or "seeds" not in one:
-                continue  # a benchmark, which has tables of its own
+            if not isinstance(one, dict) or "seeds" not in one or "study" in one:
+                continue  # a benchmark or a grid, which have tables of their own
             missing = [key for key in REQUIRED if key not in one]
             if missing:
                 raise InputError(f"{path}: a study without {', '.join(missing)}; run the command that writes it again")
@@ -152,3 +153,5 @@ def _check(studies: Sequence[Mapping[str, Any]]) -> None:
 if __name__ == "__main__":
     render_tables(Path("results"), Path("README.md"))
     render_speed(Path("results"), Path("docs/speed.md"))
+    render_studies(Path("results"), Path("docs/studies.md"))
+    render_studies(Path("results"), Path("docs/metric-learning.md"), METRIC_TABLES)

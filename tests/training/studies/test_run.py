@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import pytest
 
 from longview.data.dataset import PreparedData
-from longview.errors import InputError
+from longview.errors import InputError, LongviewError
 from longview.models.flops import Lengths, training_flops
 from longview.training import InterruptedRunError
-from longview.training.interrupt import stop_requests
-from longview.training.studies import Records, StudyConfig, run, run_cells, summary
-from longview.training.studies.cell import run_cell, stop_after
+from longview.training.goals.retrieval import RetrievalGoal
+from longview.training.studies import Records, StudyConfig, run_cells, summary, workers
+from longview.training.studies.cell import run_cell
+from longview.training.studies.workers import finish_cell, reason
 from tests.training.studies.conftest import ABLATION, SCALING
 
 Make = Callable[..., StudyConfig]
@@ -41,11 +41,14 @@ def test_every_cell_has_quality_operations_and_time(ablated: tuple[StudyConfig, 
         record = records.cells[cell.key(records.data["fingerprint"])]
         assert record["seed"] == cell.seed
         assert 0 <= record["metrics"]["ndcg@10"] <= 1
-        assert all(value > 0 for value in (*record["seconds"].values(), record["flops"]["request"]))
+        assert record["flops"]["request"] > 0
         # 24 histories, cut to their newest 64 events.
         step = training_flops(cell.config.model, [Lengths(64)] * 24, scored=9)
         assert record["flops"]["training"] == step.total
-    assert not list((out / "runs").iterdir())
+        timed = records.with_seconds(cell.key(records.data["fingerprint"]), cell.time_key(records.data["fingerprint"]))
+        assert timed is not None
+        assert all(value > 0 for value in timed["seconds"].values())
+    assert len(records.times) == 3  # of all seeds of a configuration
 
 
 def test_a_study_goes_on_where_it_was_killed(
@@ -55,15 +58,16 @@ def test_a_study_goes_on_where_it_was_killed(
     values = json.loads((out / "cells.json").read_text())
     (gone, _) = values["cells"].popitem()
     (tmp_path / "cells.json").write_text(json.dumps(values))
-    ran: list[Path] = []
+    ran: list[int] = []
 
-    def counted(config: Any, data: Any, directory: Path, **options: Any) -> Any:
-        ran.append(directory)
-        return run_cell(config, data, directory, **options)
+    def counted(config: Any, data: Any, **options: Any) -> Any:
+        ran.append(config.loop.seed)
+        return run_cell(config, data, **options)
 
-    monkeypatch.setattr(run, "run_cell", counted)
+    monkeypatch.setattr(workers, "run_cell", counted)
     assert run_cells(study, tmp_path, data=out / "lifelong").done == 6
-    assert [path.name for path in ran] == [gone]
+    assert ran == [1]
+    assert gone in Records(tmp_path / "cells.json").cells
     before = {k: v["ranks"] for k, v in Records(out / "cells.json").cells.items()}
     assert {k: v["ranks"] for k, v in Records(tmp_path / "cells.json").cells.items()} == before
 
@@ -74,44 +78,62 @@ def test_minutes_over_begin_no_cell(ablated: tuple[StudyConfig, Path], tmp_path:
     assert (done.done, done.stopped) == (0, "max_minutes")
 
 
-def test_a_cell_out_of_time_stops_at_a_checkpoint_and_goes_on(
-    ablated: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_out_of_time_is_given_up_and_begins_again(ablated: tuple[StudyConfig, Path], tmp_path: Path) -> None:
     study, out = ablated
     cell, data = study.cells()[0], PreparedData.open(out / "lifelong")
-
-    def at_once(*_: Any, **__: Any) -> Any:
-        raise InterruptedRunError("stopped")
-
-    monkeypatch.setattr("longview.training.studies.cell.train", at_once)
-    with pytest.raises(InterruptedRunError):
-        run_cell(cell.config, data, tmp_path / "run", device="cpu", seconds=100)
-    assert run_cells(study, tmp_path, data=out / "lifelong").stopped == "interrupted"
+    with pytest.raises(InterruptedRunError, match="step 1; this cell begins again"):
+        run_cell(cell.config, data, device="cpu", deadline=1.0)
+    assert finish_cell(cell, data, "cpu", deadline=1.0) is None
+    assert reason(1.0) == "max_minutes"
+    assert reason(None) == "interrupted"
 
 
-def test_the_alarm_asks_training_and_nobody_else() -> None:
-    before = signal.getsignal(signal.SIGALRM)
-    with stop_after(0.001):
-        signal.pause()  # the first alarm finds nobody who listens
-        with stop_requests() as stop_requested:
-            while not stop_requested():
-                signal.pause()
-    assert signal.getsignal(signal.SIGALRM) is before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+def test_a_cell_that_fails_is_named_and_the_others_are_kept(ablated: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    study, out = ablated
+    wild = {"rate": {"1": {}, "far too high": {"optimiser.rate": 1e30}}}
+    few = study.model_copy(update={"seeds": (0,), "parts": wild})
+    with pytest.raises(LongviewError, match=r"1 cells failed: rate: far too high, seed 0: DivergenceError"):
+        run_cells(few, tmp_path, data=out / "lifelong")
+    assert len(Records(tmp_path / "cells.json").cells) == 1
+
+
+def test_the_last_weights_need_no_validation(
+    ablated: tuple[StudyConfig, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out = ablated
+    data = PreparedData.open(out / "lifelong")
+    config = study.cells()[0].config
+    longer = config.model_copy(update={"loop": config.loop.model_copy(update={"epochs": 3, "patience": 1})})
+    best = run_cell(longer, data, device="cpu", choose="best")
+    monkeypatch.setattr(RetrievalGoal, "validate", None)
+    last = run_cell(longer, data, device="cpu", choose="last")
+    assert (last["epochs"], last["best_epoch"], last["validation"]) == (3, 3, None)
+    assert best["validation"]["ndcg@10"] >= 0
+    cells = [study.model_copy(update={"choose": choose}).cells()[0] for choose in ("best", "last")]
+    assert cells[0].key("data") != cells[1].key("data")
+    assert cells[0].time_key("data") == cells[1].time_key("data")
 
 
 def test_two_processes_come_to_the_same(ablated: tuple[StudyConfig, Path], tmp_path: Path) -> None:
     study, out = ablated
     half = study.model_copy(update={"seeds": (0,), "parts": {"mask": study.parts["mask"]}})
-    assert run_cells(half, tmp_path, data=out / "lifelong", parallel=2).done == 2
+    told: list[str] = []
+    assert run_cells(half, tmp_path, data=out / "lifelong", parallel=2, note=told.append).done == 2
     one, two = Records(out / "cells.json").cells, Records(tmp_path / "cells.json").cells
     assert {key: record["ranks"] for key, record in two.items()} == {key: one[key]["ranks"] for key in two}
+    assert told[-1].startswith("times are not measured beside other work")
+    result = summary(half, tmp_path, command="")
+    assert result["measured_on"] == []
+    assert all(row["seconds"] is None and set(row["relative"]) == {"flops"} for row in result["rows"])
+    assert run_cells(half, tmp_path, data=out / "lifelong", note=told.append).done == 2
+    assert told[-1].endswith("0 left to measure")
+    assert len(summary(half, tmp_path, command="")["measured_on"]) == 1
 
 
 def test_an_ablation_says_what_each_part_is_worth(ablated: tuple[StudyConfig, Path]) -> None:
     result = summary(*ablated, command="make it")
     assert result["complete"]
-    assert [one["cells_at_a_time"] for one in result["measured_on"]] == [1]
+    assert len(result["measured_on"]) == 1
     rows = {(row["part"], row["variant"]): row for row in result["rows"]}
     assert list(rows)[:3] == [("reference", "reference"), ("mask", "prefix"), ("mask", "full")]
     assert rows["mask", "prefix"]["difference"] == 0

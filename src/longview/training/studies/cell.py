@@ -1,120 +1,94 @@
-"""One cell of a study: train, rank the test targets, count operations and measure time."""
+"""One cell of a study: train, rank the test targets, count operations."""
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import islice
-from pathlib import Path
-from statistics import median
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from longview.data.batches import HistoryBatches
+from longview.data.batches import HistoryBatches, JaggedBatch
 from longview.data.dataset import PreparedData
+from longview.evaluation.environment import environment
 from longview.evaluation.metrics import accuracy
-from longview.evaluation.ranking import inputs_of, rank_targets
+from longview.evaluation.ranking import rank_targets
 from longview.evaluation.study_quality import pack
 from longview.models.flops import Flops, Lengths, lengths_of, request_flops, training_flops
 from longview.models.retriever import Retriever
 from longview.training.config import RunConfig
+from longview.training.devices import device_named
 from longview.training.goals.goal import schema_of
 from longview.training.goals.retrieval import RetrievalGoal
 from longview.training.precision import autocast, choose_precision
-from longview.training.result import TrainingResult
-from longview.training.run import train
-from longview.training.rundir import load_model
+from longview.training.studies.fit import Choice, fit
 
 KS = (1, 5, 10, 20, 50, 100)
-TIMED_ROUNDS = 5
-TIMED_REQUESTS = 64
-LOOK_AGAIN = 0.2  # seconds
 
 
 def run_cell(
-    config: RunConfig, data: PreparedData, directory: Path, *, device: str, seconds: float | None = None
+    config: RunConfig, data: PreparedData, *, device: str, choose: Choice = "best", deadline: float | None = None
 ) -> dict[str, Any]:
-    """Train `config` in `directory`, going on where an earlier call stopped, and return the record of the cell.
+    """Train `config` and return the record of the cell; what time it takes is for `timing.time_config`.
 
     `flops.training` are the useful operations (`longview.models.flops`) of all epochs: those of the first, counted
     exactly, times their number (where lengths or windows are drawn, other epochs have as many in the mean);
     `flops.request` the mean over the test users of finding the newest event's vector and scoring the catalogue.
-    `seconds.step` is the fastest epoch's time over its steps (the first compiles kernels); `seconds.training` that
-    times all steps; `seconds.request` that of a request, in batches of `TIMED_REQUESTS`.
 
     Args:
         config: of a retrieval run, with its seed.
         data: the data set.
-        directory: of the run.
         device: where.
-        seconds: after so many, training stops at a checkpoint.
+        choose: which weights are evaluated, see `fit`.
+        deadline: `time.time()` at which the cell is given up.
 
     Raises:
-        InterruptedRunError: the seconds are over, or a signal came; the same call goes on.
+        InterruptedRunError: the deadline is over, or a signal came; the cell begins again another time.
     """
-    with stop_after(seconds):
-        result = train(config, data, directory, device=device, resume=(directory / "config.json").exists())
-    model = load_model(directory, device=device).model
-    ranks = rank_targets(model, data, data.split.test, device=device, exclude_seen=not data.meta.repeats)
+    place = device_named(device)
+    fitted = fit(config, data, device=place, choose=choose, deadline=deadline)
+    model = _InPrecision(fitted.model, config, place)
+    ranks = rank_targets(model, data, data.split.test, device=place, exclude_seen=not data.meta.repeats)
     per_epoch, steps = _epoch_flops(config, data)
-    epochs = len(result.state.epochs)
+    state = fitted.state
+    epochs = len(state.epochs)
     request = _request_flops(config, data)
-    epoch_seconds = min(record["seconds"] for record in result.state.epochs)
     return {
         "seed": config.loop.seed,
         "config": config.model_dump(mode="json"),
         "metrics": {name: float(values.mean()) for name, values in accuracy(ranks.rank, KS).items()},
-        "validation": result.validation.metrics,
+        "validation": state.best_metrics if choose == "best" else None,
         "ranks": pack(ranks.rank),
         "epochs": epochs,
-        "best_epoch": result.best_epoch,
+        "best_epoch": state.best_epoch,
         "steps": epochs * steps,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in fitted.model.parameters()),
         "flops": {
             "step": per_epoch.total / steps,
             "training": per_epoch.total * epochs,
             "training_parts": per_epoch.times(epochs).to_dict(),
             "request": request.total / max(1, len(data.split.test)),
         },
-        "seconds": {
-            "step": epoch_seconds / steps,
-            "training": epoch_seconds * epochs,
-            "request": _request_seconds(model, config, data, torch.device(device)),
-        },
-        "losses": _losses(result),
-        "notes": result.notes,
-        "environment": result.environment,
+        "losses": [round(float(record["loss"]), 5) for record in state.epochs],
+        "notes": fitted.notes,
+        "environment": environment(),
     }
 
 
-@contextmanager
-def stop_after(seconds: float | None) -> Iterator[None]:
-    """Ask training within the block to stop after so many seconds, as Ctrl-C does; None never does.
+class _InPrecision:
+    """A model whose histories are read in the precision of its run; scores are float32, so that few items tie."""
 
-    Where nothing in the block catches Ctrl-C at that moment, it is asked again until something does.
-    """
-    if seconds is None:
-        yield
-        return
-    usual = signal.getsignal(signal.SIGINT)
+    def __init__(self, model: Retriever, config: RunConfig, device: torch.device) -> None:
+        self.model, self.device = model.eval(), device
+        self.max_length, self.schema = model.max_length, model.schema
+        self.dtype, _ = choose_precision(config.loop.precision, device)
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if signal.getsignal(signal.SIGINT) is not usual:  # training listens
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.raise_signal(signal.SIGINT)
+    def user_vectors(self, batch: JaggedBatch) -> Tensor:
+        with autocast(self.dtype, self.device):
+            return self.model.user_vectors(batch)
 
-    before = signal.signal(signal.SIGALRM, ask)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, LOOK_AGAIN), LOOK_AGAIN)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    def item_vectors(self) -> Tensor:
+        return self.model.item_vectors()
 
 
 def _epoch_flops(config: RunConfig, data: PreparedData) -> tuple[Flops, int]:
@@ -155,27 +129,3 @@ def _requests(config: RunConfig, data: PreparedData, lengths: list[Lengths], sch
     for one in lengths:
         found += request_flops(config.model, one, candidates=data.num_items, schema=schema)
     return found
-
-
-def _request_seconds(model: Retriever, config: RunConfig, data: PreparedData, device: torch.device) -> float:
-    """Return the median seconds of a request, answered in batches: newest event's vector, and all scores."""
-    budget = TIMED_REQUESTS * config.model.max_length
-    histories = HistoryBatches(
-        data, data.split.test, max_length=config.model.max_length, token_budget=budget, inputs=inputs_of(model, data)
-    )
-    batch = next(batch for _, batch in islice(histories, 1)).to(device)
-    dtype, _ = choose_precision(config.loop.precision, device)
-    found = []
-    with torch.no_grad(), autocast(dtype, device):
-        items = model.item_vectors()
-        for turn in range(-1, TIMED_ROUNDS):
-            begin = time.perf_counter()
-            scores = model.user_vectors(batch) @ items.float().T
-            float(scores[0, 0])  # waits for an accelerator
-            if turn >= 0:
-                found.append(time.perf_counter() - begin)
-    return median(found) / batch.num_sequences
-
-
-def _losses(result: TrainingResult) -> list[float]:
-    return [round(float(record["loss"]), 5) for record in result.state.epochs]

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from longview.config import Config, load_yaml, override, parse
 from longview.errors import InputError
 from longview.training.config import RunConfig, resolve_config
+from longview.training.studies.fit import Choice
 
 Settings = dict[str, Any]  # dotted keys of a RunConfig, as after --set
 REFERENCE = "reference"
@@ -50,6 +51,7 @@ class StudyConfig(Config):
     preset: str = "hstu-small"
     settings: Settings = Field(default={}, description="of all cells, over the preset")
     metric: str = "ndcg@10"
+    choose: Choice = Field(default="best", description="weights evaluated: best on validation, or the last of training")
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     parts: dict[str, dict[str, Settings]] = {}
     arms: dict[str, ArmConfig] = {}
@@ -78,7 +80,7 @@ class StudyConfig(Config):
         """
         kinds = list(self.kinds())
         return [
-            Cell(labels, _with_seed(config, seed), seed, aliases)
+            Cell(labels, _with_seed(config, seed), seed, aliases, self.choose)
             for seed in self.seeds
             for labels, config, aliases in _merged(kinds)
         ]
@@ -118,12 +120,15 @@ class Cell:
     config: RunConfig
     seed: int
     aliases: tuple[dict[str, Any], ...] = ()
+    choose: Choice = "best"
 
     def key(self, fingerprint: str) -> str:
         """Return what names the run: the same configuration, data and seed have the same key, in any study."""
-        values = _identity(self.config)
-        text = json.dumps([values, fingerprint, self.seed], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest([_identity(self.config), fingerprint, self.seed, self.choose])
+
+    def time_key(self, fingerprint: str) -> str:
+        """Return what names the configuration whose times are measured: that of all its seeds."""
+        return _digest([_identity(self.config), fingerprint])
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None) -> StudyConfig:
@@ -147,6 +152,10 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), seeds: Sequence[
 
 def _with_seed(config: RunConfig, seed: int) -> RunConfig:
     return config.model_copy(update={"loop": config.loop.model_copy(update={"seed": seed})})
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

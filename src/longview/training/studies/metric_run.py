@@ -93,7 +93,7 @@ def run_metric_cells(
     pending = [cell for cell in cells if distinct.get(cell.key(images.fingerprint)) is cell]
     pending = [cell for cell in pending if cell.key(images.fingerprint) not in records.cells]
     timed = _untimed(study, records, images) if pending else []
-    note(f"{len(cells) - len(pending)} of {len(cells)} cells are there")
+    note(f"{sum(cell.key(images.fingerprint) in records.cells for cell in cells)} of {len(cells)} cells are there")
     keeper = _Keeper(records, images.fingerprint, len(pending), parallel, note)
     jobs = [*(Job(cell, study.timed_steps) for cell in timed), *(Job(cell) for cell in pending)]
     run_jobs(jobs, images.path, device, parallel, None if deadline is None else deadline - LEAST_SECONDS, keeper)

@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 
 
 class Records:
-    """The file `cells.json` of a study: what its data are, and the record of each finished cell by key.
+    """The file `cells.json` of a study: what its data are, the record of each finished cell by key, and times.
 
     Drawing needs nothing else. `oracle` (simulated data only) holds, for the test target of each user, what made it
     and the best NDCG@10 and HR@10 that can be expected of it.
@@ -47,6 +47,11 @@ class Records:
     def cells(self) -> dict[str, dict[str, Any]]:
         """The records by key."""
         return self.values["cells"]  # type: ignore[no-any-return]
+
+    @property
+    def times(self) -> dict[str, dict[str, Any]]:
+        """What steps and requests take (`timing.time_config`), by `Cell.time_key`."""
+        return self.values.setdefault("times", {})  # type: ignore[no-any-return]
 
     def open(self, data: PreparedData) -> None:
         """Say which data the cells are of, before the first.
@@ -79,6 +84,26 @@ class Records:
         """Keep the record of a finished cell."""
         self.cells[key] = record
         write_json(self.file, self.values)
+
+    def add_times(self, key: str, times: dict[str, Any]) -> None:
+        """Keep the measured times of a configuration."""
+        self.times[key] = times
+        write_json(self.file, self.values)
+
+    def with_seconds(self, key: str, time_key: str) -> dict[str, Any] | None:
+        """Return the record of a cell with its `seconds` (`step`, `training`: all steps, `request`).
+
+        None where there is no record; `seconds` and `measured_on` are None where no time was measured.
+        """
+        record = self.cells.get(key)
+        if record is None:
+            return None
+        found = self.times.get(time_key)
+        if found is None:
+            return {**record, "seconds": None, "measured_on": None}
+        seconds = {"step": found["step"], "training": found["step"] * record["steps"], "request": found["request"]}
+        of = found["environment"]
+        return {**record, "seconds": seconds, "measured_on": of["accelerator"] or of["processor"]}
 
 
 def _oracle(data: PreparedData) -> dict[str, Any] | None:

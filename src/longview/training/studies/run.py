@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +11,15 @@ from typing import Any
 from longview.config import parse
 from longview.data.dataset import PreparedData
 from longview.data.simulator.lifelong import LifelongConfig, write_lifelong
-from longview.errors import InputError
+from longview.errors import InputError, LongviewError
 from longview.evaluation.ablation import ablation_summary
 from longview.evaluation.environment import environment
 from longview.evaluation.scaling import scaling_summary
-from longview.training.running import InterruptedRunError
-from longview.training.studies.cell import run_cell
+from longview.training.devices import device_named
 from longview.training.studies.config import Cell, StudyConfig
 from longview.training.studies.records import Records
-
-LEAST_SECONDS = 5.0  # with less time left no cell is begun
+from longview.training.studies.timing import time_config
+from longview.training.studies.workers import LEAST_SECONDS, finish_cell, reason, run_side_by_side
 
 
 @dataclass(frozen=True)
@@ -48,19 +44,21 @@ def run_cells(
     """Run the cells of `study` that `out/cells.json` does not have, and add each to it when it is done.
 
     A study that was stopped, by time, by a signal or by being killed, goes on with the same call: finished cells are
-    kept, an unfinished one resumes at its checkpoint.
+    kept, what was in the middle begins again. Times are measured when all cells are there, each configuration alone on
+    the device, and only with `parallel` 1: cells that train side by side slow each other.
 
     Args:
         study: from `load_study`.
-        out: directory of the study: `cells.json`, the runs in progress, and simulated data.
-        device: where to train.
-        parallel: cells at a time, each in a process of its own. They slow each other: measure times with 1.
-        max_minutes: stop after so many, at a checkpoint; the data are made in this time too.
+        out: directory of the study: `cells.json`, and simulated data.
+        device: where to train; `cuda` uses all GPUs where `parallel` is more than one.
+        parallel: cells at a time over all devices, each in a process of its own.
+        max_minutes: stop after so many; the data are made in this time too.
         data: a prepared data set in place of the study's.
         note: what is told of the progress.
 
     Raises:
         InputError: settings that are no configuration, or cells in `out` of other data.
+        LongviewError: cells failed; the message names them, the others are kept.
     """
     deadline = None if max_minutes is None else time.time() + 60 * max_minutes
     out = Path(out)
@@ -71,12 +69,22 @@ def run_cells(
     records = Records(out / "cells.json")
     opened = open_data(study, out, data, note)
     records.open(opened)
-    pending = [cell for cell in cells if cell.key(opened.fingerprint) not in records.cells]
+    mark = opened.fingerprint
+    pending = [cell for cell in cells if cell.key(mark) not in records.cells]
     note(f"{len(cells) - len(pending)} of {len(cells)} cells are there")
-    run = _run_parallel if parallel > 1 and len(pending) > 1 else _run_one_by_one
-    stopped = run(pending, opened, out, device, deadline, _Keeper(records, out, len(pending), note, parallel), parallel)
-    done = sum(cell.key(opened.fingerprint) in records.cells for cell in cells)
-    return Progress(done, len(cells), stopped)
+    keep = _Keeper(records, mark, len(pending), note)
+    stopped = (
+        run_side_by_side(pending, opened, device, deadline, keep, parallel)
+        if parallel > 1 and len(pending) > 1
+        else _one_by_one(pending, opened, device, deadline, keep)
+    )
+    if keep.failures:
+        raise LongviewError(f"{len(keep.failures)} cells failed: {'; '.join(keep.failures)}")
+    if stopped is None and parallel == 1:
+        stopped = _measure(cells, opened, device, deadline, records, note)
+    elif stopped is None and any(cell.time_key(mark) not in records.times for cell in cells):
+        note("times are not measured beside other work: the same command with --parallel 1 measures them")
+    return Progress(sum(cell.key(mark) in records.cells for cell in cells), len(cells), stopped)
 
 
 def open_data(
@@ -107,7 +115,8 @@ def summary(study: StudyConfig, out: str | Path, *, command: str) -> dict[str, A
     known: list[tuple[dict[str, Any], dict[str, Any]]] = []
     missing = 0
     for cell in study.cells():
-        record = records.cells.get(cell.key(records.data["fingerprint"]))
+        mark = records.data["fingerprint"]
+        record = records.with_seconds(cell.key(mark), cell.time_key(mark))
         missing += record is None
         known += [(labels, record) for labels in (cell.labels, *cell.aliases) if record is not None]
     if not known:
@@ -132,96 +141,60 @@ def summary(study: StudyConfig, out: str | Path, *, command: str) -> dict[str, A
     }
 
 
-def _machines(known: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the hardware that cells ran on, and how many at a time: times compare only where there is one entry."""
-    found: list[dict[str, Any]] = []
-    for _, record in known:
-        one = {
-            "hardware": record["environment"]["accelerator"] or record["environment"]["processor"],
-            "cells_at_a_time": record["parallel"],
-        }
-        if one not in found:
-            found.append(one)
-    return found
+def _machines(known: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Return the hardware that times were measured on: they compare only where there is one entry."""
+    found = dict.fromkeys(record["measured_on"] for _, record in known if record["measured_on"] is not None)
+    return list(found)
 
 
 class _Keeper:
-    """Adds what cells came to, and clears their runs away."""
+    """Adds what cells came to, or why one failed."""
 
-    def __init__(self, records: Records, out: Path, pending: int, note: Callable[[str], None], parallel: int) -> None:
-        self.records, self.out, self.left, self.note = records, out, pending, note
-        self.parallel = parallel
+    def __init__(self, records: Records, fingerprint: str, pending: int, note: Callable[[str], None]) -> None:
+        self.records, self.fingerprint, self.left, self.note = records, fingerprint, pending, note
+        self.failures: list[str] = []
 
-    def __call__(self, key: str, cell: Cell, record: dict[str, Any]) -> None:
+    def __call__(self, cell: Cell, record: dict[str, Any] | str) -> None:
         self.left -= 1
-        self.records.add(key, {"labels": cell.labels, **record, "parallel": self.parallel})
-        shutil.rmtree(self.out / "runs" / key, ignore_errors=True)
+        named = f"{cell.config.name}, seed {cell.seed}"
+        if isinstance(record, str):
+            self.failures.append(f"{named}: {record}")
+            self.note(f"failed: {named}: {record}; {self.left} cells left")
+            return
+        self.records.add(cell.key(self.fingerprint), {"labels": cell.labels, **record})
         metric = cell.config.loop.metric
         value = record["metrics"].get(metric)
         shown = "" if value is None else f", {metric} {value:.4f}"
-        self.note(f"{cell.config.name}, seed {cell.seed}{shown}; {self.left} cells left")
+        self.note(f"{named}{shown}; {self.left} cells left")
 
 
-def _run_one_by_one(
-    cells: Sequence[Cell], data: PreparedData, out: Path, device: str, deadline: float | None, keep: _Keeper, _: int
+def _one_by_one(
+    cells: Sequence[Cell], data: PreparedData, device: str, deadline: float | None, keep: _Keeper
 ) -> str | None:
+    """Run cells here; return why that stopped before the end, or None."""
     for cell in cells:
-        key = cell.key(data.fingerprint)
-        try:
-            record = _timely(cell, data, out / "runs" / key, device, deadline)
-        except InterruptedRunError:
-            return _reason(deadline)
+        record = finish_cell(cell, data, device, deadline)
         if record is None:
-            return "max_minutes"
-        keep(key, cell, record)
+            return reason(deadline)
+        keep(cell, record)
     return None
 
 
-def _run_parallel(
+def _measure(
     cells: Sequence[Cell],
     data: PreparedData,
-    out: Path,
     device: str,
     deadline: float | None,
-    keep: _Keeper,
-    parallel: int,
+    records: Records,
+    note: Callable[[str], None],
 ) -> str | None:
-    if data.path is None:
-        raise InputError("cells in several processes need a data set on disk: every process opens it for itself")
-    stopped = None
-    # Spawned, not forked: a forked process cannot use the GPU.
-    with ProcessPoolExecutor(parallel, mp_context=multiprocessing.get_context("spawn")) as pool:
-        keys = [cell.key(data.fingerprint) for cell in cells]
-        futures = {
-            pool.submit(_in_process, cell, data.path, out / "runs" / key, device, deadline): (key, cell)
-            for key, cell in zip(keys, cells, strict=True)
-        }
-        for future in as_completed(futures):
-            record = future.result()
-            if record is None:
-                stopped = _reason(deadline)
-            else:
-                keep(*futures[future], record)
-    return stopped
-
-
-def _in_process(cell: Cell, data: Path, directory: Path, device: str, deadline: float | None) -> dict[str, Any] | None:
-    """Return the record of a cell, or None where it was stopped."""
-    try:
-        return _timely(cell, PreparedData.open(data), directory, device, deadline)
-    except InterruptedRunError:
-        return None
-
-
-def _timely(
-    cell: Cell, data: PreparedData, directory: Path, device: str, deadline: float | None
-) -> dict[str, Any] | None:
-    """Return the record of a cell, or None where there is no time to begin it."""
-    left = None if deadline is None else deadline - time.time()
-    if left is not None and left < LEAST_SECONDS:
-        return None
-    return run_cell(cell.config, data, directory, device=device, seconds=left)
-
-
-def _reason(deadline: float | None) -> str:
-    return "max_minutes" if deadline is not None and time.time() >= deadline - LEAST_SECONDS else "interrupted"
+    """Measure the times of every configuration that has none; return why that stopped before the end, or None."""
+    waiting = {cell.time_key(data.fingerprint): cell for cell in reversed(cells)}
+    waiting = {key: cell for key, cell in waiting.items() if key not in records.times}
+    for done, (key, cell) in enumerate(waiting.items(), 1):
+        if deadline is not None and deadline - time.time() < LEAST_SECONDS:
+            return "max_minutes"
+        times = time_config(cell.config, data, device_named(device))
+        records.add_times(key, times)
+        note(f"{cell.config.name}: a step takes {1e3 * times['step']:.1f} ms; {len(waiting) - done} left to measure")
+    return None

@@ -57,6 +57,21 @@ def test_lengths_are_as_asked(made: Histories) -> None:
     assert lengths.max() <= 600
 
 
+def test_histories_may_end_with_a_component_and_are_the_same_until_then() -> None:
+    whole, cut = histories(tiny()), histories(tiny(ending="identity"))
+    assert of(cut, "identity")[cut.offsets[1:] - 1].all()
+    assert (np.diff(cut.offsets) <= 600).all()
+    for user in range(3):
+        kept = slice(whole.offsets[user], whole.offsets[user] + np.diff(cut.offsets)[user])
+        for name in COLUMNS:
+            ours = getattr(cut, name)[cut.offsets[user] : cut.offsets[user + 1]]
+            np.testing.assert_array_equal(ours, getattr(whole, name)[kept], err_msg=name)
+        assert not of(whole, "identity")[kept.stop : whole.offsets[user + 1]].any()
+    # Nobody's history is cut to nothing where the component does not occur.
+    rare = histories(tiny(ending="noise", noise=1e-9))
+    assert set(np.diff(rare.offsets)) == {600}
+
+
 def test_components_have_their_shares(made: Histories) -> None:
     config = made.catalogue.config
     later = np.arange(made.num_events) - made.offsets[users(made)] >= config.introduction

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from longview.data.simulator.lifelong.actions import ACTIONS
 from longview.data.simulator.lifelong.catalogue import Catalogue, make_catalogue
-from longview.data.simulator.lifelong.config import Band, LifelongConfig
-from longview.data.simulator.lifelong.generate import Histories, blocks, component_names, histories, unfold
+from longview.data.simulator.lifelong.config import Band, LifelongConfig, component_names
+from longview.data.simulator.lifelong.generate import Histories, blocks, histories, unfold
 from longview.data.simulator.lifelong.past import Past
 from longview.data.simulator.lifelong.predict import Prediction, predict
 from longview.data.simulator.lifelong.reference import next_item

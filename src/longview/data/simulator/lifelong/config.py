@@ -83,6 +83,10 @@ class LifelongConfig(Config):
     click_again: float = Field(default=0.85, ge=0, le=1, description="P(click) where the habit's last was clicked")
     click_before: float = Field(default=0.15, ge=0, le=1, description="P(click) where it was not")
     oracle_events: int = Field(default=16, ge=1, description="newest events of each user that the oracle describes")
+    ending: str | None = Field(
+        default=None,
+        description="component of the last event: what follows a user's last event of this kind is cut off",
+    )
     windows: tuple[int, ...] = Field(default=(256, 1_024, 4_096, 16_384), description="visible events of an oracle")
 
     @property
@@ -178,6 +182,9 @@ class LifelongConfig(Config):
             raise ValueError("click_again 1 with click_before 0 never changes; move one of them inwards")
         if len({band.distance for band in self.bands}) < len(self.bands):
             raise ValueError("two bands have the same distance; merge them by adding their shares")
+        known = component_names(self)
+        if self.ending is not None and self.ending not in known:
+            raise ValueError(f"ending {self.ending!r} is no component of this world; there are: {', '.join(known)}")
         self._check_lengths()
         return self
 
@@ -204,3 +211,9 @@ class LifelongConfig(Config):
                 f"{self.max_history:,} events take {seconds / DAY:.0f} days without a pause; set days to "
                 f"{math.ceil(seconds / DAY / 0.7)} or more"
             )
+
+
+def component_names(config: LifelongConfig) -> tuple[str, ...]:
+    """Return the names of what makes events: each family's answers, then the other components."""
+    families = tuple(family.name for family in config.families)
+    return (*families, "season", "move", "popularity", "noise", "cue", "introduction")

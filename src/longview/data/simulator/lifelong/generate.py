@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from longview.data.simulator.lifelong.actions import act, open_click
 from longview.data.simulator.lifelong.catalogue import Catalogue, make_catalogue
-from longview.data.simulator.lifelong.config import LifelongConfig
+from longview.data.simulator.lifelong.config import LifelongConfig, component_names
 from longview.data.simulator.lifelong.draws import Draws, draw
 from longview.data.simulator.lifelong.habits import Habits, answer, choose_topics
 from longview.data.simulator.lifelong.openings import OpenEvents, choose_open
@@ -55,12 +55,6 @@ class Histories:
         return self.catalogue.public[self.item]
 
 
-def component_names(config: LifelongConfig) -> tuple[str, ...]:
-    """Return the names of what makes events: each family's answers, then the other components."""
-    families = tuple(family.name for family in config.families)
-    return (*families, "season", "move", "popularity", "noise", "cue", "introduction")
-
-
 def histories(
     config: LifelongConfig, first_user: int = 0, num_users: int | None = None, *, catalogue: Catalogue | None = None
 ) -> Histories:
@@ -75,7 +69,28 @@ def histories(
         800
     """
     draws = draw(config, first_user, config.users if num_users is None else num_users)
-    return unfold(catalogue or make_catalogue(config), draws)
+    return ended(unfold(catalogue or make_catalogue(config), draws))
+
+
+def ended(made: Histories) -> Histories:
+    """Return `made` with every history cut after its last event of `config.ending`, where it has two events by then.
+
+    Which kinds come when does not depend on what is chosen, so the chances of the last item are what they were.
+    """
+    config = made.catalogue.config
+    if config.ending is None:
+        return made
+    wanted = made.component == component_names(config).index(config.ending)
+    user = np.repeat(np.arange(made.num_users), np.diff(made.offsets))
+    np.maximum.at(last := np.zeros(made.num_users, np.int64), user[wanted], np.flatnonzero(wanted) + 1)
+    end = np.where(last >= made.offsets[:-1] + 2, last, made.offsets[1:])
+    kept = np.arange(made.num_events) < end[user]
+    columns = ("item", "time", "action", "watch", "component", "distance")
+    return replace(
+        made,
+        offsets=np.concatenate([[0], np.cumsum(end - made.offsets[:-1])]),
+        **{name: getattr(made, name)[kept] for name in columns},
+    )
 
 
 def unfold(catalogue: Catalogue, draws: Draws) -> Histories:

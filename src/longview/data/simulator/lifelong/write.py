@@ -20,8 +20,8 @@ from longview.data.meta import Meta, SplitSpec
 from longview.data.scratch import scratch_directory
 from longview.data.simulator.lifelong.actions import ACTIONS, STRENGTH
 from longview.data.simulator.lifelong.catalogue import make_catalogue
-from longview.data.simulator.lifelong.config import LifelongConfig
-from longview.data.simulator.lifelong.generate import Histories, blocks, component_names
+from longview.data.simulator.lifelong.config import LifelongConfig, component_names
+from longview.data.simulator.lifelong.generate import Histories, blocks
 from longview.data.simulator.lifelong.past import Past
 from longview.data.simulator.lifelong.predict import predict
 from longview.data.spool import Spool
