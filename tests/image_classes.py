@@ -10,7 +10,8 @@ import pytest
 CONTRAST = 100  # of a pattern, under noise of all the rest of 0 to 255
 
 SETTINGS = [
-    "data.size=16",
+    "data.turned_classes=false",
+    "encoder.preprocess.size=16",
     "data.validation_classes=0.25",
     "encoder.backbone.width=8",
     "encoder.backbone.blocks=2",

@@ -69,7 +69,7 @@ def test_config_shows_the_preset(longview: Longview) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--set", "sampler.classes_per_batch=30", "--set", "memory=null"), "classes_per_batch=30, but there are"),
+        (("--set", "sampler.classes_per_batch=99", "--set", "memory=null"), "classes_per_batch=99, but there are"),
         (("--config", "hstu-small"), "no preset 'hstu-small' for images"),
         (("--set", "loss.knd=triplet"), "did you mean 'kind'"),
     ],

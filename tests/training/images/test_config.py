@@ -47,7 +47,7 @@ def test_a_memory_before_l2_needs_a_head_that_does_not_normalise() -> None:
 
 
 def test_a_setting_that_the_loss_does_not_have_is_refused() -> None:
-    config = resolve_image_config("image-small", ["loss.settings.margin=0.2"])
+    config = resolve_image_config("image-small", ["loss.kind=contrastive", "loss.settings.margin=0.2"])
     with pytest.raises(InputError, match=r"loss\.settings: unknown key 'margin'.*negative_margin"):
         config.loss.build()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from longview.data.images import ImageSet
 from longview.metric_learning import CrossBatchLoss
 from longview.training.checkpoint import latest_checkpoint, load_checkpoint
 from longview.training.images import ImageRunConfig, train_images
-from longview.training.images.graph import choose_image_graphs
+from longview.training.images.graph import AHEAD, choose_image_graphs
 from longview.training.images.trainer import ImageTrainer
 from longview.training.images.views import ChosenImages, TrainingBatches, Views, framing_of
 
@@ -22,12 +23,12 @@ Configure = Callable[..., ImageRunConfig]
 CPU = torch.device("cpu")
 
 
-def make(images: ImageSet, config: ImageRunConfig) -> tuple[ImageTrainer, TrainingBatches]:
+def make(images: ImageSet, config: ImageRunConfig, device: torch.device = CPU) -> tuple[ImageTrainer, TrainingBatches]:
     views = Views.of(images, config.data)
     torch.manual_seed(0)
     encoder = config.encoder.build()
-    batches = TrainingBatches(views.train, config, framing_of(config, encoder, images), CPU)
-    return ImageTrainer(config, encoder, batches, device=CPU), batches
+    batches = TrainingBatches(views.train, config, framing_of(config, encoder, images), device)
+    return ImageTrainer(config, encoder, batches, device=device), batches
 
 
 def saved(out: Path) -> dict[str, torch.Tensor]:
@@ -99,6 +100,21 @@ def test_the_step_that_is_captured_trains_as_the_ordinary_one(
     shared = [name for name in before if "pending" not in name and name != "random.cpu"]
     counters = [name for name in shared if not before[name].is_floating_point() and "queue" not in name]
     assert all(torch.equal(before[name], after[name]) for name in counters)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_replayed_steps_train_as_launched_ones(image_set: ImageSet, configure: Configure) -> None:
+    """For more steps than have room in pinned memory, so that its places are used again while the host runs ahead."""
+    losses: dict[str, list[torch.Tensor]] = {"on": [], "off": []}
+    for graphs, found in losses.items():
+        config = configure(f"loop.graphs={graphs}", "data.augment.rotation=20", "optimiser.rate=1e-4")
+        trainer, batches = make(image_set, config, torch.device("cuda"))
+        trainer.planned_steps = 2 * AHEAD
+        epochs = (batch for epoch in count() for batch in batches.epoch(epoch))
+        for number, batch in enumerate(islice(epochs, 2 * AHEAD)):
+            found.append(trainer.step(batch, number)[0])
+        assert (trainer.captured is not None) == (graphs == "on")
+    torch.testing.assert_close(torch.stack(losses["on"]), torch.stack(losses["off"]), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["normalised-softmax", "arcface", "proxy-anchor"])

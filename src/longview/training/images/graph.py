@@ -112,7 +112,7 @@ class CapturedImageSteps:
     def _slot(self, pinned: Tensor) -> _Slot:
         samples, draws, rate = torch.split(pinned, self.sizes)
         drawn = draws.view(torch.float32)[: self.batch * DRAWS * self.changes].view(-1, DRAWS)
-        return _Slot(pinned, samples, drawn, rate.view(torch.float64), torch.cuda.Event())  # type: ignore[no-untyped-call]
+        return _Slot(pinned, samples, drawn, rate.view(torch.float64), torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
 
     def _read(self) -> tuple[Tensor, Tensor | None, Tensor]:
         samples, draws, rate = torch.split(self.buffer, self.sizes)
