@@ -157,14 +157,22 @@ def _layer(result: Result) -> list[Row]:
 
 def _quantisation(result: Result) -> list[Row]:
     rows = []
-    for one in result["products"]:
+    for one in result.get("products", ()):
         if one["product"] == "output":
             times = {name: f"{row['median_ms']:.3f} ms" for name, row in one["alone"].items()}
             ours = f"{times.pop('FP8, ours')}, {one['alone']['FP8, ours']['times_faster_than bfloat16, ours']:.2f} ×"
             what = f"FP8 product and residual, {one['rows']:,} rows, width {one['inner']}"
             beside = "; ".join(f"{name}: {time}" for name, time in times.items())
-            rows.append(Row(what, ours, beside, main=one["inner"] == 2048))
-    for one in result["tables"]:
+            rows.append(Row(what, ours, beside, main=one["inner"] == 2048 and "layers" in result))
+    for one in result.get("layers", ()):
+        kinds = [one[kind] for kind in ("forward", "forward_and_backward")]
+        ours, plain = (
+            " / ".join(f"{kind[name]['median_ms']:.2f} ms" for kind in kinds) for name in ("FP8", "bfloat16")
+        )
+        faster = " / ".join(f"{kind['FP8']['times_faster']:.2f} ×" for kind in kinds)
+        what = f"HSTU layer in FP8, width {one['width']}, {one['tokens']:,} events, forward / forward and backward"
+        rows.append(Row(what, f"{ours}, {faster}", f"bfloat16: {plain}"))
+    for one in result.get("tables", ()):
         name = f"INT{one['bits']} table (groups of {one['group']}), rows of {one['width']}"
         main = (one["bits"], one["group"]) == (4, 64)
         rows.append(Row(f"{name}: size", f"{one['times_smaller']:.2f} × smaller than bfloat16", main=main))
