@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longview.errors import InputError
-from longview.models.hstu import EPSILON, AttentionConfig, HSTULayer, HSTUStack, LayerConfig, Layout
+from longview.models.hstu import EPSILON, HSTULayer, HSTUStack, Layout
+from longview.models.layer_config import AttentionConfig, LayerConfig
 
 LENGTHS = [5, 1, 8]
 WIDTH, HEADS, MAX_LENGTH = 12, 3, 8

@@ -7,8 +7,9 @@ import torch
 
 from longview.config import parse
 from longview.errors import InputError
-from longview.models.hstu import AttentionConfig, HSTULayer, LayerConfig, Layout
+from longview.models.hstu import HSTULayer, Layout
 from longview.models.kernel_blocks import KernelBlocks
+from longview.models.layer_config import AttentionConfig, LayerConfig
 from longview.ops.attention import Blocks, ChosenBlocks
 
 

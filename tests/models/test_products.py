@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from longview.data.batches import batch_of_sequences
 from longview.models import products
-from longview.models.hstu import AttentionConfig, HSTULayer, LayerConfig, Layout
+from longview.models.hstu import HSTULayer, Layout
 from longview.models.incremental import Incremental
+from longview.models.layer_config import AttentionConfig, LayerConfig
 from longview.models.products import in_8_bits, linear
 from longview.models.retriever import RetrieverConfig
 from longview.ops.hstu_layer import LayerParameters

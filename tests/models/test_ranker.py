@@ -18,7 +18,7 @@ from longview.data.requests import Candidates, Requests, candidates_of, request_
 from longview.data.schema import Inputs, Schema
 from longview.errors import InputError
 from longview.models.heads import HeadConfig
-from longview.models.hstu import AttentionConfig
+from longview.models.layer_config import AttentionConfig
 from longview.models.ranker import Ranker
 from longview.models.retriever import RetrieverConfig
 from longview.models.streams import StreamConfig

@@ -41,7 +41,8 @@ def attention() -> None:
 
 def layer() -> None:
     """A whole HSTU layer, forward and backward, with dropout and recomputation."""
-    from longview.models.hstu import AttentionConfig, HSTULayer, LayerConfig, Layout
+    from longview.models.hstu import HSTULayer, Layout
+    from longview.models.layer_config import AttentionConfig, LayerConfig
 
     made = HSTULayer(64, 2, 200, 0.3, LayerConfig(recompute="all"), AttentionConfig(local_window=70, global_size=40))
     x = _normal(130, 64)

@@ -19,8 +19,8 @@ from longview.bench.record import write_result
 from longview.bench.timing import Timing, interleaved
 from longview.data.batches import JaggedBatch
 from longview.evaluation.environment import environment
-from longview.models.hstu import AttentionConfig, LayerConfig
 from longview.models.incremental import Incremental
+from longview.models.layer_config import AttentionConfig, LayerConfig
 from longview.models.retriever import Retriever, RetrieverConfig
 from longview.models.scoring import CandidateScorer
 

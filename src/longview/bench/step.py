@@ -17,7 +17,8 @@ from longview.bench.device import captured, clocks, device_interleaved, require_
 from longview.bench.record import write_result
 from longview.data.batches import JaggedBatch
 from longview.evaluation.environment import environment
-from longview.models.hstu import AttentionConfig, LayerConfig, Layout
+from longview.models.hstu import Layout
+from longview.models.layer_config import AttentionConfig, LayerConfig
 from longview.models.retriever import Retriever, RetrieverConfig
 from longview.ops.attention import MaskSpec
 from longview.ops.softmax_loss import sampled_softmax_loss

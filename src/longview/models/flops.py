@@ -21,7 +21,7 @@ from longview.data.schema import Schema
 from longview.errors import InputError
 from longview.models.actions import SIDE_WIDTH
 from longview.models.heads import HeadConfig
-from longview.models.hstu import AttentionConfig
+from longview.models.layer_config import AttentionConfig
 from longview.models.retriever import RetrieverConfig
 from longview.models.topology import TruncationConfig
 from longview.ops.attention import MaskSpec

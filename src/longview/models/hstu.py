@@ -11,19 +11,17 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longview.config import Config
 from longview.errors import InputError
-from longview.models.kernel_blocks import KernelBlocks
+from longview.models.layer_config import AttentionConfig, LayerConfig
 from longview.models.layout import Extension, Hidden, Layout
 from longview.models.products import Precision, in_8_bits, linear
-from longview.ops.attention import MaskSpec, newest_rows_attention, semi_local_attention
+from longview.ops.attention import newest_rows_attention, semi_local_attention
 from longview.ops.attention.bias import RelativeBias
 from longview.ops.attention.newest import newest_row_attention, newest_rows
 from longview.ops.dropout import dropout
@@ -32,53 +30,9 @@ from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer,
 if TYPE_CHECKING:
     from longview.ops.hstu_layer.prepared import PreparedLayer
 
-__all__ = ["EPSILON", "AttentionConfig", "HSTULayer", "HSTUStack", "Hidden", "LayerConfig", "Layout"]
+__all__ = ["EPSILON", "HSTULayer", "HSTUStack", "Hidden", "Layout"]
 
 EPSILON = 1e-6
-
-
-class AttentionConfig(Config):
-    """Which keys a history event sees (`MaskSpec`), and the relative bias added before SiLU."""
-
-    local_window: int = Field(default=0, ge=0, description="newest keys a row sees, itself included; 0 = all")
-    global_size: int = Field(default=0, ge=0, description="prefix keys every row sees, or newest rows that see all")
-    global_mode: Literal["prefix", "recent"] = "prefix"
-    target_scope: Literal["full", "semi_local"] = Field(
-        default="full", description="a candidate sees all history, or the prefix and the window (constant-size state)"
-    )
-    position_bias: bool = Field(default=False, description="learned bias by distance")
-    time_bias: bool = Field(default=False, description="learned bias by log-bucketed time difference")
-    num_time_buckets: int = Field(default=64, ge=2)
-    blocks: KernelBlocks = KernelBlocks()
-
-    def mask(self) -> MaskSpec:
-        return MaskSpec(
-            local_window=self.local_window,
-            global_size=self.global_size,
-            global_mode=self.global_mode,
-            target_scope=self.target_scope,
-        )
-
-
-class LayerConfig(Config):
-    """One HSTU layer; None stands for the derived value named in the description."""
-
-    qk_dim: int | None = Field(default=None, ge=1, description="per head; default width / heads")
-    v_dim: int | None = Field(default=None, ge=1, description="per head; default width / heads")
-    activation: Literal["uvqk", "u"] = Field(default="uvqk", description="SiLU on U, V, Q and K, or on U alone")
-    output: Literal["gated", "concat"] = Field(default="gated", description="U·Norm(A), or [U, A, U·Norm(A)]")
-    norm: Literal["row", "head"] = Field(default="row", description="normalise A over all heads or per head")
-    alpha: Literal["sqrt", "linear"] = Field(default="sqrt", description="scores times 1/√d_qk or 1/d_qk")
-    scale_length: float | None = Field(default=None, gt=0, description="SiLU scores / this; default max_length")
-    recompute: Literal["all", "cheap", "none"] = Field(
-        default="cheap",
-        description="on a GPU, what backward computes again: all, all but the projection, or nothing",
-    )
-    precision: Precision = Field(
-        default="run",
-        description="of the layer's products: run = loop.precision; fp8 = E4M3 forward, emulated on a CPU; auto = fp8 "
-        "where it was measured to be faster",
-    )
 
 
 class HSTULayer(nn.Module):

@@ -17,7 +17,8 @@ from longview.data.schema import Schema
 from longview.errors import InputError
 from longview.models.context import layout_in_front, put_in_front, without_context
 from longview.models.embeddings import Earlier, InputEmbedding
-from longview.models.hstu import AttentionConfig, HSTUStack, LayerConfig
+from longview.models.hstu import HSTUStack
+from longview.models.layer_config import AttentionConfig, LayerConfig
 from longview.models.layout import Hidden, Layout
 from longview.models.sasrec import SASRecStack
 from longview.models.streams import StreamConfig, StreamedStack

@@ -24,7 +24,8 @@ from longview.config import Config
 from longview.data.actions import MAX_ACTIONS
 from longview.data.padding import fixed_size
 from longview.errors import InputError, suggestion
-from longview.models.hstu import AttentionConfig, HSTUStack
+from longview.models.hstu import HSTUStack
+from longview.models.layer_config import AttentionConfig
 from longview.models.layout import Hidden, Layout
 from longview.models.stream_parts import NONE, Draft, Part, Tokens
 from longview.models.topology import TruncatedStack, TruncationConfig, look_up

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from longview.config import Config
 from longview.data.padding import fixed_size
-from longview.models.hstu import AttentionConfig, HSTULayer, HSTUStack, LayerConfig
+from longview.models.hstu import HSTULayer, HSTUStack
+from longview.models.layer_config import AttentionConfig, LayerConfig
 from longview.models.layout import Hidden, Layout
 from longview.ops.embedding import embedding_lookup
 from longview.ops.jagged import history_ages, positions, segment_ids, take_rows

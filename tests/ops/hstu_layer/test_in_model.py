@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from longview.models.hstu import AttentionConfig, HSTULayer, LayerConfig, Layout
+from longview.models.hstu import HSTULayer, Layout
+from longview.models.layer_config import AttentionConfig, LayerConfig
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = [1, 40, 0, 23]
