@@ -10,6 +10,7 @@ of rank 0, or of all.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+        gc.collect()  # its threads end now, and not while the interpreter does
 
 
 def check_processes(config: RunConfig) -> None:
