@@ -17,7 +17,7 @@ from torch import Tensor
 from longview.bench import attention_providers as providers
 from longview.bench.attention_bias import bias_rows
 from longview.bench.attention_providers import Inputs, Pass
-from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.device import captured, clocks, device_interleaved, require_gpu
 from longview.bench.record import write_result
 from longview.bench.timing import Timing
 from longview.evaluation.environment import environment
@@ -220,12 +220,8 @@ def _candidates(rounds: int, users: int = 8, candidates: int = 1024, history: in
             q, k, v, asked, offsets, mask, scale_length=float(history), target_lengths=targets, backend="triton"
         )
 
-    score()
     repeats = 20
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            score()
+    graph = captured(lambda: [score() for _ in range(repeats)])
     timing = device_interleaved({"score": graph.replay}, rounds=rounds)["score"]
     return {
         "users": users,

@@ -11,6 +11,7 @@ import torch
 
 from longview.bench.timing import Timing
 from longview.errors import InputError
+from longview.ops.graphs import launched, recorded
 
 
 def require_gpu(what: str) -> torch.device:
@@ -74,14 +75,9 @@ def launches(call: Callable[[], object], calls: int = 3) -> int:
 def captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     """Return a call as a CUDA graph, whose replays cost no launches. Each replay drops the same elements."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    for _ in range(3):
+        launched(call, stream)
+    graph, _ = recorded(call, stream, refusal="a timed call cannot be captured as a CUDA graph ({reason})")
     return graph
 
 

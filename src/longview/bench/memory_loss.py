@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from longview.bench.device import clocks, device_interleaved, require_gpu
+from longview.bench.device import captured, clocks, device_interleaved, require_gpu
 from longview.bench.record import write_result
 from longview.bench.timing import interleaved
 from longview.config import parse
@@ -126,7 +126,7 @@ def _measure(setting: Setting, device: torch.device, rounds: int, peer: bool) ->
         # The peer waits for the device; large logits would be held once more.
         large = setting.batch * setting.rows > PEER_PAIRS
         others = (PEER, "chunked torch") if large else (PEER,)
-        graphs = {name: _graph(call) for name, call in providers.items() if not name.startswith(others)}
+        graphs = {name: captured(call) for name, call in providers.items() if not name.startswith(others)}
         for name, timing in device_interleaved({n: g.replay for n, g in graphs.items()}, rounds=rounds).items():
             rows[name]["graph_ms"] = timing.as_dict()["median_ms"]
         del graphs
@@ -250,15 +250,6 @@ def peer_providers(problem: Problem) -> dict[str, Call]:
         f"{PEER}, contrastive": step(losses.ContrastiveLoss(1.0, 0.5, distance=cosine)),
         f"{PEER}, supervised contrastive": step(losses.SupConLoss(TEMPERATURE)),
     }
-
-
-def _graph(call: Call) -> torch.cuda.CUDAGraph:
-    """Return a captured call, which was called before."""
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        call()
-    return graph
 
 
 def _peak(call: Call, device: torch.device) -> int:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from longview.data.batches import JaggedBatch
 from longview.data.padding import fixed_size
-from longview.errors import LongviewError
 from longview.models import cached_stack
 from longview.models.hstu import HSTUStack, product_dtype
 from longview.models.in_place import InPlaceStack, read_in_place, why_not_in_place
@@ -29,11 +28,15 @@ from longview.models.incremental import Incremental
 from longview.models.ranker import Ranker
 from longview.models.state import Cache, UserState
 from longview.models.topology import TruncatedStack
-from longview.ops.graphs import no_collection
+from longview.ops.graphs import launched, recorded
 from longview.ops.kernels import on_device_of
 
 WARM_UP = 1  # calls of a shape before it is captured: kernels are compiled, libraries prepare themselves
 MOST = 16  # shapes kept; each holds a copy of the caches it reads
+NOT_CAPTURED = (
+    "scoring with this model cannot be captured as a CUDA graph ({reason}); use candidates and predict of Incremental, "
+    "which launch kernel by kernel"
+)
 LARGEST = 1 << 15  # candidates of a captured call; more go in micro-batches
 
 
@@ -251,11 +254,7 @@ class _Shape:
 
     def launch(self, stream: torch.cuda.Stream) -> _Results:
         """Run kernel by kernel, on the stream of a later capture."""
-        current = torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            found = self._body()
-        current.wait_stream(stream)
+        found, current = launched(self._body, stream), torch.cuda.current_stream()
         for x in (found.vectors, found.predictions):
             if x is not None:
                 x.record_stream(current)
@@ -264,17 +263,7 @@ class _Shape:
     def replay(self, stream: torch.cuda.Stream) -> _Results:
         """Run the graph, captured now if it was not before."""
         if self.graph is None:
-            graph = torch.cuda.CUDAGraph()
-            try:
-                with no_collection(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                    self.results = self._body()
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                raise LongviewError(
-                    f"scoring with this model cannot be captured as a CUDA graph ({reason}); use candidates and "
-                    "predict of Incremental, which launch kernel by kernel"
-                ) from error
-            self.graph = graph
+            self.graph, self.results = recorded(self._body, stream, refusal=NOT_CAPTURED)
         self.graph.replay()
         assert self.results is not None
         return self.results

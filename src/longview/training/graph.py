@@ -15,15 +15,18 @@ from torch import Tensor
 
 from longview.data.batches import JaggedBatch
 from longview.data.padding import capacity_for, padded
-from longview.errors import LongviewError
 from longview.models.retriever import RetrieverConfig, stages
 from longview.ops.attention import FURTHEST, WIDEST, why_off
 from longview.ops.collectives import ranks
-from longview.ops.graphs import no_collection
+from longview.ops.graphs import launched, recorded
 from longview.training.config import RunConfig
 
 WARM_UP = 3  # steps of a shape before it is captured
 MOST = 32  # graphs kept; the shapes of a data set's batches are fewer, unless their sizes differ wildly
+NOT_CAPTURED = (
+    "a training step of this configuration cannot be captured as a CUDA graph ({reason}); train with "
+    "--set loop.graphs=off, or go on with --resume --set loop.graphs=off"
+)
 WORDS = torch.int64  # what the buffer of a step's input holds; columns of any dtype are laid into it byte for byte
 
 Body = Callable[[JaggedBatch, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -125,33 +128,15 @@ class CapturedSteps:
         return sum(shape.graph is not None for shape in self.shapes.values())
 
     def _launched(self, shape: _Shape) -> tuple[Tensor, Tensor]:
-        """Run the step kernel by kernel, on the stream of later captures: libraries prepare themselves by stream."""
-        current = torch.cuda.current_stream()
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            loss, norm = self.body(*shape.read())
-        current.wait_stream(self.stream)
+        loss, norm = launched(lambda: self.body(*shape.read()), self.stream)
         return loss.clone(), norm.clone()
 
     def _capture(self, shape: _Shape) -> None:
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        pool = next((other.graph.pool() for other in self.shapes.values() if other.graph is not None), None)
         # One pool for all: they run one after another, and nothing in it is read after the next one begins.
-        try:
-            with (
-                no_collection(),
-                torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
-            ):
-                shape.results = self.body(*shape.read())
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise LongviewError(
-                f"a training step of this configuration cannot be captured as a CUDA graph ({reason}); "
-                "train with --set loop.graphs=off, or go on with --resume --set loop.graphs=off"
-            ) from error
-        shape.graph = graph
+        pool = next((other.graph.pool() for other in self.shapes.values() if other.graph is not None), None)
+        shape.graph, shape.results = recorded(
+            lambda: self.body(*shape.read()), self.stream, refusal=NOT_CAPTURED, pool=pool, generators=self.generators
+        )
 
 
 class _Shape:

@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from longview.data.images.augment import DRAWS
-from longview.errors import LongviewError
 from longview.metric_learning import CrossBatchLoss
 from longview.metric_learning.fixed import why_not_fixed
-from longview.ops.graphs import no_collection
+from longview.ops.graphs import launched, recorded
 from longview.training.config import LoopConfig
-from longview.training.graph import WARM_UP
+from longview.training.graph import NOT_CAPTURED, WARM_UP, WORDS
 from longview.training.images.losses import ClassLoss
 from longview.training.images.views import ChosenImages
 
 Body = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
-WORDS = torch.int64  # what the buffer of a step's input holds; columns of any dtype are laid into it byte for byte
 AHEAD = 64  # steps whose input waits in pinned memory: so far the host may run before the device
 
 
@@ -120,23 +118,10 @@ class CapturedImageSteps:
         return samples, drawn, rate.view(torch.float64).float()[0]
 
     def _launched(self) -> tuple[Tensor, Tensor]:
-        """Run the step kernel by kernel, on the stream of the later capture: libraries prepare themselves by stream."""
-        current = torch.cuda.current_stream()
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            loss, norm = self.body(*self._read())
-        current.wait_stream(self.stream)
+        loss, norm = launched(lambda: self.body(*self._read()), self.stream)
         return loss.clone(), norm.clone()
 
     def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with no_collection(), torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.results = torch.stack(self.body(*self._read()))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise LongviewError(
-                f"a training step of this configuration cannot be captured as a CUDA graph ({reason}); "
-                "train with --set loop.graphs=off, or go on with --resume --set loop.graphs=off"
-            ) from error
-        self.graph = graph
+        self.graph, self.results = recorded(
+            lambda: torch.stack(self.body(*self._read())), self.stream, refusal=NOT_CAPTURED
+        )
