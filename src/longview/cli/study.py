@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longview.cli.output import note, say
+from longview.cli.output import say
+from longview.cli.study_grid import Grid, Runs, run_grid
 
 if TYPE_CHECKING:
     from longview.data.dataset import PreparedData
@@ -82,21 +82,6 @@ def study_command(
     _repeat(config, runs)
 
 
-@dataclass(frozen=True)
-class Runs:
-    """What a study is run with, whichever kind it is."""
-
-    data: Path | None
-    json: Path
-    out: Path | None
-    seeds: list[int] | None
-    settings: list[str]
-    device: str
-    parallel: int
-    tables: tuple[str, ...]
-    command: str
-
-
 def _repeat(config: str, runs: Runs) -> None:
     """Train one configuration once a seed, or fit the baselines."""
     from rich.console import Console
@@ -149,30 +134,19 @@ def _grid(kind: str, runs: Runs, grid: Path | None, max_minutes: float | None, d
     """Run an ablation or a scaling study as far as the time goes, and write and draw what is there."""
     from longview.errors import InputError
     from longview.evaluation.study_plots import draw_study
-    from longview.files import write_json
     from longview.training.studies import load_study, run_cells, summary
 
-    if runs.out is None:
-        raise InputError("a study needs --out, the directory of its cells; the same one goes on with it")
     file = grid or Path("configs") / f"study-{kind}.yaml"
     study = load_study(file, runs.settings, runs.seeds)
     if study.kind != kind:
         raise InputError(f"{file}: is a study of kind {study.kind}; run `longview study {study.kind}` with it")
-    if not draw:
-        done = run_cells(
-            study, runs.out, device=runs.device, parallel=runs.parallel, max_minutes=max_minutes, data=runs.data,
-            note=note,
-        )  # fmt: skip
-        if done.stopped is not None:
-            note(f"stopped ({done.stopped}) with {done.done} of {done.cells} cells; the same command goes on")
-        if not done.done:
-            return
-    result = summary(study, runs.out, command=runs.command)
-    write_json(runs.json, result)
-    picture = runs.json.with_suffix(".png")
-    drawn = draw_study(picture, result)
-    _say_ablation(result) if kind == "ablation" else _say_scaling(result)
-    say(f"Written to {runs.json}" + (f" and {picture}" if drawn else "; a picture needs matplotlib (longview[plots])"))
+
+    def drawn(json: Path, result: dict[str, Any]) -> list[Path]:
+        picture = json.with_suffix(".png")
+        return [picture] if draw_study(picture, result) else []
+
+    tell = _say_ablation if kind == "ablation" else _say_scaling
+    run_grid(Grid(study, run_cells, summary, drawn, tell), runs, max_minutes, draw)
 
 
 def _say_ablation(result: dict[str, Any]) -> None:

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from longview.cli.output import note, say
-
-if TYPE_CHECKING:
-    from longview.cli.study import Runs
+from longview.cli.output import say
+from longview.cli.study_grid import Grid, Runs, run_grid
 
 DEFAULT = Path("configs") / "study-omniglot.yaml"
 
 
 def run_metric_study(runs: Runs, grid: Path | None, max_minutes: float | None, draw: bool) -> None:
     """Run the study as far as the time goes, and write and draw what is there."""
-    from longview.errors import InputError
     from longview.evaluation.metric_study_plots import draw_metric_study
-    from longview.files import write_json
     from longview.training.studies.metric_config import load_metric_study
     from longview.training.studies.metric_run import metric_study_summary, run_metric_cells
 
-    if runs.out is None:
-        raise InputError("a study needs --out, the directory of its cells; the same one goes on with it")
     study = load_metric_study(grid or DEFAULT, runs.settings, runs.seeds)
-    if not draw:
-        done = run_metric_cells(
-            study, runs.out, device=runs.device, parallel=runs.parallel, max_minutes=max_minutes, data=runs.data,
-            note=note,
-        )  # fmt: skip
-        if done.stopped is not None:
-            note(f"stopped ({done.stopped}) with {done.done} of {done.cells} cells; the same command goes on")
-        if not done.done:
-            return
-    result = metric_study_summary(study, runs.out, command=runs.command)
-    write_json(runs.json, result)
-    pictures = draw_metric_study(runs.json, result)
-    _say(result)
-    drawn = " and ".join(map(str, pictures)) or "no picture, which needs matplotlib (longview[plots])"
-    say(f"Written to {runs.json}; {drawn}")
+    run_grid(Grid(study, run_metric_cells, metric_study_summary, draw_metric_study, _say), runs, max_minutes, draw)
 
 
 def _say(result: dict[str, Any]) -> None:

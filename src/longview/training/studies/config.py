@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from longview.config import Config, load_yaml, override, parse
-from longview.errors import InputError
+from longview.config import Config
 from longview.training.config import RunConfig, resolve_config
 from longview.training.studies.fit import Choice
+from longview.training.studies.grid import Settings, check_seeds, digest, identity, load_grid, resolved, with_seed
 
-Settings = dict[str, Any]  # dotted keys of a RunConfig, as after --set
 REFERENCE = "reference"
-NOT_IN_KEY = {"loop": ("seed", "tensorboard", "checkpoint_every_steps")}
 
 
 class StudyData(Config):
@@ -65,8 +62,7 @@ class StudyConfig(Config):
             raise ValueError("an ablation needs parts")
         if self.kind == "scaling" and not (self.arms and self.lengths and self.depths):
             raise ValueError("a scaling study needs arms, lengths and depths")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} repeat")
+        check_seeds(self.seeds)
         for name in self.compare or ():
             if name not in self.arms:
                 raise ValueError(f"compare: no arm {name!r}")
@@ -80,7 +76,7 @@ class StudyConfig(Config):
         """
         kinds = list(self.kinds())
         return [
-            Cell(labels, _with_seed(config, seed), seed, aliases, self.choose)
+            Cell(labels, with_seed(config, seed), seed, aliases, self.choose)
             for seed in self.seeds
             for labels, config, aliases in _merged(kinds)
         ]
@@ -105,11 +101,7 @@ class StudyConfig(Config):
                     yield {"arm": name, "length": length, "depth": depth}, self._resolve(where, settings)
 
     def _resolve(self, where: str, settings: Mapping[str, Any]) -> RunConfig:
-        assignments = [f"{key}={json.dumps(value)}" for key, value in {**self.settings, **settings}.items()]
-        try:
-            return resolve_config(self.preset, [*assignments, f"name={json.dumps(where)}"])
-        except InputError as error:
-            raise InputError(f"study {self.name!r}, {where}: {error}") from None
+        return resolved(resolve_config, self.preset, {**self.settings, **settings}, self.name, where)
 
 
 @dataclass(frozen=True)
@@ -124,11 +116,11 @@ class Cell:
 
     def key(self, fingerprint: str) -> str:
         """Return what names the run: the same configuration, data and seed have the same key, in any study."""
-        return _digest([_identity(self.config), fingerprint, self.seed, self.choose])
+        return digest([identity(self.config), fingerprint, self.seed, self.choose])
 
     def time_key(self, fingerprint: str) -> str:
         """Return what names the configuration whose times are measured: that of all its seeds."""
-        return _digest([_identity(self.config), fingerprint])
+        return digest([identity(self.config), fingerprint])
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None) -> StudyConfig:
@@ -137,33 +129,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), seeds: Sequence[
     Raises:
         InputError: no such file, an unknown key, or a study that lacks something.
     """
-    values = load_yaml(Path(path))
-    values = {"name": Path(path).stem, **values}
-    for assignment in overrides:
-        key, sign, _ = assignment.partition("=")
-        value: Any = override({}, [assignment])
-        for part in key.split(".") if sign else ():
-            value = value[part]
-        values["settings"] = {**values.get("settings", {}), key: value}
-    if seeds is not None:
-        values["seeds"] = list(seeds)
-    return parse(StudyConfig, values, str(path))
-
-
-def _with_seed(config: RunConfig, seed: int) -> RunConfig:
-    return config.model_copy(update={"loop": config.loop.model_copy(update={"seed": seed})})
-
-
-def _digest(values: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _identity(config: RunConfig) -> dict[str, Any]:
-    """Return what of a configuration decides its result, but the seed."""
-    values = config.model_dump(mode="json", exclude={"name"})
-    for group, keys in NOT_IN_KEY.items():
-        values[group] = {key: value for key, value in values[group].items() if key not in keys}
-    return values
+    return load_grid(StudyConfig, path, overrides, seeds)
 
 
 def _merged(
@@ -172,7 +138,7 @@ def _merged(
     """Return each distinct configuration once, with the labels under which it occurs again."""
     found: dict[str, tuple[dict[str, Any], RunConfig, list[dict[str, Any]]]] = {}
     for labels, config in kinds:
-        mark = json.dumps(_identity(config), sort_keys=True)
+        mark = json.dumps(identity(config), sort_keys=True)
         if mark in found:
             found[mark][2].append(labels)
         else:

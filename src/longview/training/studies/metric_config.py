@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from longview.config import Config, load_yaml, override, parse
+from longview.config import Config
 from longview.errors import InputError
 from longview.training.images.config import ImageRunConfig, resolve_image_config
-from longview.training.studies.config import NOT_IN_KEY, Settings
+from longview.training.studies.grid import Settings, check_seeds, digest, identity, load_grid, resolved, with_seed
+
+NO_PART = ("name", "evaluation")  # of a cell's identity: it is evaluated in one way
 
 
 class MetricStudyConfig(Config):
@@ -45,8 +45,7 @@ class MetricStudyConfig(Config):
     def _whole(self) -> MetricStudyConfig:
         if self.reference not in self.policies:
             raise ValueError(f"reference {self.reference!r} is none of the policies")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} repeat")
+        check_seeds(self.seeds)
         if not all(share > 0 for share in self.memories):
             raise ValueError("memories: shares above 0 expected")
         return self
@@ -59,7 +58,7 @@ class MetricStudyConfig(Config):
         """
         kinds = self.kinds(training_images)
         return [
-            MetricCell(labels, _with_seed(config, seed), seed, self.steps) for seed in self.seeds
+            MetricCell(labels, with_seed(config, seed), seed, self.steps) for seed in self.seeds
             for labels, config in kinds
         ]  # fmt: skip
 
@@ -84,11 +83,7 @@ class MetricStudyConfig(Config):
 
     def _resolve(self, where: str, settings: Mapping[str, Any]) -> ImageRunConfig:
         merged = {"loop.metric": "latest", "data.validation_classes": 0, **self.settings, **settings}
-        assignments = [f"{key}={json.dumps(value)}" for key, value in merged.items()]
-        try:
-            return resolve_image_config(self.preset, [*assignments, f"name={json.dumps(where)}"])
-        except InputError as error:
-            raise InputError(f"study {self.name!r}, {where}: {error}") from None
+        return resolved(resolve_image_config, self.preset, merged, self.name, where)
 
 
 @dataclass(frozen=True)
@@ -102,11 +97,11 @@ class MetricCell:
 
     def key(self, fingerprint: str) -> str:
         """Return what names the training: the same configuration, steps, data and seed have the same key."""
-        return _digest([_identity(self.config), self.steps, fingerprint, self.seed])
+        return digest([identity(self.config, NO_PART), self.steps, fingerprint, self.seed])
 
-    def kind_key(self, fingerprint: str) -> str:
+    def time_key(self, fingerprint: str) -> str:
         """Return the same without seed and steps, for what does not depend on them."""
-        return _digest([_identity(self.config), fingerprint])
+        return digest([identity(self.config, NO_PART), fingerprint])
 
 
 def load_metric_study(
@@ -117,16 +112,7 @@ def load_metric_study(
     Raises:
         InputError: no such file, an unknown key, or a study that lacks something.
     """
-    values = {"name": Path(path).stem, **load_yaml(Path(path))}
-    for assignment in overrides:
-        key, sign, _ = assignment.partition("=")
-        value: Any = override({}, [assignment])
-        for part in key.split(".") if sign else ():
-            value = value[part]
-        values["settings"] = {**values.get("settings", {}), key: value}
-    if seeds is not None:
-        values["seeds"] = list(seeds)
-    return parse(MetricStudyConfig, values, str(path))
+    return load_grid(MetricStudyConfig, path, overrides, seeds)
 
 
 def _classes(batch: int, base: ImageRunConfig, where: str) -> int:
@@ -135,19 +121,3 @@ def _classes(batch: int, base: ImageRunConfig, where: str) -> int:
     if batch % each:
         raise InputError(f"study, {where}: a batch of {batch} images does not divide into classes of {each}")
     return batch // each
-
-
-def _with_seed(config: ImageRunConfig, seed: int) -> ImageRunConfig:
-    return config.model_copy(update={"loop": config.loop.model_copy(update={"seed": seed})})
-
-
-def _identity(config: ImageRunConfig) -> dict[str, Any]:
-    """Return what of a configuration decides its result, but the seed."""
-    values = config.model_dump(mode="json", exclude={"name", "evaluation"})
-    for group, keys in NOT_IN_KEY.items():
-        values[group] = {key: value for key, value in values[group].items() if key not in keys}
-    return values
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from longview.data.images import ImageSet
 from longview.errors import InputError, LongviewError
 from longview.evaluation.environment import environment
 from longview.evaluation.metric_study import metric_summary
-from longview.files import write_json
 from longview.training.studies.metric_config import MetricCell, MetricStudyConfig
 from longview.training.studies.metric_workers import Job, run_jobs
 from longview.training.studies.records import Records
@@ -24,7 +21,7 @@ SAVE_EVERY = 2.0  # seconds between writes of the records while cells come in
 
 
 class MetricRecords(Records):
-    """The file `cells.json` of a study of metric learning; `times` are those of cells that ran alone, by kind."""
+    """The file `cells.json` of a study of metric learning."""
 
     def begin(self, images: ImageSet) -> None:
         """Say which images the cells are of, before the first.
@@ -32,29 +29,13 @@ class MetricRecords(Records):
         Raises:
             InputError: the file has cells of other images.
         """
-        if self.data is None:
-            self.values["data"] = {
-                "name": images.meta.name,
-                "fingerprint": images.fingerprint,
+        if self.are_of(images.meta.name, images.fingerprint):
+            self.values["data"] |= {
                 "training_images": len(images.train),
                 "training_classes": images.train.num_classes,
                 "unseen_images": len(images.query),
                 "unseen_classes": images.query.num_classes,
             }
-        elif self.data["fingerprint"] != images.fingerprint:
-            raise InputError(
-                f"{self.file}: has cells of {self.data['name']} (fingerprint {self.data['fingerprint']}), and the "
-                f"images are {images.meta.name} (fingerprint {images.fingerprint}); give the study another directory"
-            )
-
-    @property
-    def times(self) -> dict[str, dict[str, Any]]:
-        """What a step of each kind takes, by `MetricCell.kind_key`."""
-        return self.values.setdefault("times", {})  # type: ignore[no-any-return]
-
-    def save(self) -> None:
-        """Write the file."""
-        write_json(self.file, self.values)
 
 
 def run_metric_cells(
@@ -109,17 +90,16 @@ def metric_study_summary(study: MetricStudyConfig, out: str | Path, *, command: 
         InputError: no cell is there yet.
     """
     records = MetricRecords(Path(out) / "cells.json")
-    if records.data is None or not records.cells:
-        raise InputError(f"{records.file}: no cell of the study is there yet; run it without --draw")
-    fingerprint = records.data["fingerprint"]
-    cells = study.cells(records.data["training_images"])
+    data = records.described()
+    fingerprint = data["fingerprint"]
+    cells = study.cells(data["training_images"])
     known = [(cell.labels, records.cells[key]) for cell in cells if (key := cell.key(fingerprint)) in records.cells]
     if not known:
         raise InputError(f"{records.file}: has cells, but of another study than {study.name!r}")
     times = [
         (cell.labels, records.times[key])
         for cell in cells[: len(cells) // len(study.seeds)]
-        if (key := cell.kind_key(fingerprint)) in records.times
+        if (key := cell.time_key(fingerprint)) in records.times
     ]
     return {
         "study": study.kind,
@@ -127,7 +107,7 @@ def metric_study_summary(study: MetricStudyConfig, out: str | Path, *, command: 
         "command": command,
         "complete": len(known) == len(cells),
         "missing_cells": len(cells) - len(known),
-        "data": records.data,
+        "data": data,
         "protocol": "leave-one-out among all images of classes that nobody trained on; the last weights, chosen by "
         "nothing",
         "steps": study.steps,
@@ -144,7 +124,7 @@ def _untimed(study: MetricStudyConfig, records: MetricRecords, images: ImageSet)
     if not study.timed_steps:
         return []
     kinds = study.cells(len(images.train))
-    distinct = {cell.kind_key(images.fingerprint): cell for cell in kinds[: len(kinds) // len(study.seeds)]}
+    distinct = {cell.time_key(images.fingerprint): cell for cell in kinds[: len(kinds) // len(study.seeds)]}
     return [cell for key, cell in distinct.items() if key not in records.times]
 
 
@@ -167,7 +147,7 @@ class _Keeper:
             self.note(f"failed: {self.failed[-1]}")
             return
         if job.timed_steps:
-            self.records.times[cell.kind_key(self.fingerprint)] = {**record, "environment": self.environment}
+            self.records.times[cell.time_key(self.fingerprint)] = {**record, "environment": self.environment}
         else:
             self.left -= 1
             more = {"labels": cell.labels, "parallel": self.parallel, "environment": self.environment}
@@ -190,10 +170,3 @@ class _Keeper:
             self.records.save()
         if self.failed:
             raise LongviewError(f"{len(self.failed)} cells failed, and the others are kept; first: {self.failed[0]}")
-
-
-def devices_of(name: str) -> Sequence[torch.device]:
-    """Return the devices of a name: `cuda` is all GPUs."""
-    if name == "cuda" and torch.cuda.is_available():
-        return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-    return [torch.device(name)]

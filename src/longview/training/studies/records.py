@@ -50,7 +50,7 @@ class Records:
 
     @property
     def times(self) -> dict[str, dict[str, Any]]:
-        """What steps and requests take (`timing.time_config`), by `Cell.time_key`."""
+        """What steps and requests take, each alone on the device, by the `time_key` of a cell."""
         return self.values.setdefault("times", {})  # type: ignore[no-any-return]
 
     def open(self, data: PreparedData) -> None:
@@ -59,16 +59,9 @@ class Records:
         Raises:
             InputError: the file has cells of other data.
         """
-        if self.data is not None:
-            if self.data["fingerprint"] != data.fingerprint:
-                raise InputError(
-                    f"{self.file}: has cells of {self.data['name']} (fingerprint {self.data['fingerprint']}), and the "
-                    f"data are {data.meta.name} (fingerprint {data.fingerprint}); give the study another directory"
-                )
+        if not self.are_of(data.meta.name, data.fingerprint):
             return
-        self.values["data"] = {
-            "name": data.meta.name,
-            "fingerprint": data.fingerprint,
+        self.values["data"] |= {
             "users": data.num_users,
             "items": data.num_items,
             "events": data.num_events,
@@ -78,17 +71,47 @@ class Records:
             "split": data.split.describe(),
         }
         self.values["oracle"] = _oracle(data)
+        self.save()
+
+    def are_of(self, name: str, fingerprint: str) -> bool:
+        """Say which data the cells are of; return whether nobody had said so before.
+
+        Raises:
+            InputError: the file has cells of other data.
+        """
+        if self.data is None:
+            self.values["data"] = {"name": name, "fingerprint": fingerprint}
+            return True
+        if self.data["fingerprint"] != fingerprint:
+            raise InputError(
+                f"{self.file}: has cells of {self.data['name']} (fingerprint {self.data['fingerprint']}), and the "
+                f"data are {name} (fingerprint {fingerprint}); give the study another directory"
+            )
+        return False
+
+    def described(self) -> dict[str, Any]:
+        """Return `data`.
+
+        Raises:
+            InputError: no cell is there yet.
+        """
+        if self.data is None or not self.cells:
+            raise InputError(f"{self.file}: no cell of the study is there yet; run it without --draw")
+        return self.data
+
+    def save(self) -> None:
+        """Write the file."""
         write_json(self.file, self.values)
 
     def add(self, key: str, record: dict[str, Any]) -> None:
         """Keep the record of a finished cell."""
         self.cells[key] = record
-        write_json(self.file, self.values)
+        self.save()
 
     def add_times(self, key: str, times: dict[str, Any]) -> None:
         """Keep the measured times of a configuration."""
         self.times[key] = times
-        write_json(self.file, self.values)
+        self.save()
 
     def with_seconds(self, key: str, time_key: str) -> dict[str, Any] | None:
         """Return the record of a cell with its `seconds` (`step`, `training`: all steps, `request`).

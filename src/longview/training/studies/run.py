@@ -110,12 +110,11 @@ def summary(study: StudyConfig, out: str | Path, *, command: str) -> dict[str, A
         InputError: no cell is there yet.
     """
     records = Records(Path(out) / "cells.json")
-    if records.data is None or not records.cells:
-        raise InputError(f"{records.file}: no cell of the study is there yet; run it without --draw")
+    data = records.described()
     known: list[tuple[dict[str, Any], dict[str, Any]]] = []
     missing = 0
     for cell in study.cells():
-        mark = records.data["fingerprint"]
+        mark = data["fingerprint"]
         record = records.with_seconds(cell.key(mark), cell.time_key(mark))
         missing += record is None
         known += [(labels, record) for labels in (cell.labels, *cell.aliases) if record is not None]
@@ -131,7 +130,7 @@ def summary(study: StudyConfig, out: str | Path, *, command: str) -> dict[str, A
         "command": command,
         "complete": missing == 0,
         "missing_cells": missing,
-        "data": records.data,
+        "data": data,
         "metric": study.metric,
         **make(study.metric, known, records.values["oracle"], study.compare),
         "config": study.model_dump(mode="json"),
