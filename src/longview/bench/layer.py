@@ -63,6 +63,7 @@ class Problem:
 
     @classmethod
     def of(cls, shape: Shape) -> Problem:
+        """Return a random one of `shape`, the same every time."""
         torch.manual_seed(0)
         width, head = shape.width, shape.width // shape.heads
 

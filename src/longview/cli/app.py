@@ -49,6 +49,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        """Run the command; what it raises becomes words and an exit status."""
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:

@@ -33,21 +33,23 @@ Body = Callable[[JaggedBatch, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def choose_graphs(config: RunConfig, device: torch.device) -> tuple[bool, str | None]:
+    """Return `graphs_wanted` for a run on a log."""
+    return graphs_wanted(config.loop.graphs, device, lambda: why_no_graphs(config, device))
+
+
+def graphs_wanted(setting: str, device: torch.device, why_not: Callable[[], str | None]) -> tuple[bool, str | None]:
     """Return whether steps run as graphs and, where they do not but could be expected to, a sentence saying why.
 
-    `auto` expects them on a GPU, `on` everywhere.
+    `setting` is `loop.graphs`: `auto` expects them on a GPU, `on` everywhere. `why_not` is asked on a GPU alone.
     """
-    wanted = config.loop.graphs
-    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
+    if setting == "off" or (setting == "auto" and device.type != "cuda"):
         return False, None
-    refusal = why_no_graphs(config, device)
+    refusal = why_not() if device.type == "cuda" else f"they need a GPU, and the run is on {device.type}"
     return refusal is None, None if refusal is None else f"CUDA graphs are off, launching step by step: {refusal}"
 
 
 def why_no_graphs(config: RunConfig, device: torch.device) -> str | None:
-    """Return why steps of `config` cannot be captured on `device`, or None where they can."""
-    if device.type != "cuda":
-        return f"they need a GPU, and the run is on {device.type}"
+    """Return why steps of `config` cannot be captured on `device`, a GPU, or None where they can."""
     if ranks()[0] > 1:
         return f"gradients are summed over {ranks()[0]} processes in the middle of a step"
     if config.task == "both":

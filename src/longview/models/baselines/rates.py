@@ -90,6 +90,7 @@ class Biases(GlobalRate):
         return self
 
     def predict(self, data: PreparedData, requests: Requests, candidates: Candidates) -> Values:
+        """Return each candidate's value by item and user biases, the users' from the history of their request."""
         rows, owner = history_rows(requests)
         labels, items = labels_of(self.tasks, data, rows).astype(np.float64), data.items[rows]
         columns = []

@@ -83,6 +83,7 @@ class _Sweep:
     def run(
         self, block: int | None, need_queries: bool, need_items: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the losses (n,), and the gradients of queries (n, d) and items (V, d) where they are needed."""
         n, num_items = len(self.queries_nd), len(self.items_Vd)
         rows = min(n, rows_per_block(num_items, self.queries_nd.device, block))
         losses_n = self.queries_nd.new_empty(n)

@@ -17,7 +17,7 @@ from longview.metric_learning import CrossBatchLoss
 from longview.metric_learning.fixed import why_not_fixed
 from longview.ops.graphs import launched, recorded
 from longview.training.config import LoopConfig
-from longview.training.graph import NOT_CAPTURED, WARM_UP, WORDS
+from longview.training.graph import NOT_CAPTURED, WARM_UP, WORDS, graphs_wanted
 from longview.training.images.losses import ClassLoss
 from longview.training.images.views import ChosenImages
 
@@ -28,22 +28,16 @@ AHEAD = 64  # steps whose input waits in pinned memory: so far the host may run 
 def choose_image_graphs(
     config: LoopConfig, loss: torch.nn.Module, device: torch.device, *, resident: bool
 ) -> tuple[bool, str | None]:
-    """Return whether steps run as graphs and, where they do not but could be expected to, a sentence saying why.
+    """Return `graphs_wanted` for a run on images."""
+    return graphs_wanted(config.graphs, device, lambda: _why_not(loss, resident))
 
-    `auto` expects them on a GPU, `on` everywhere.
-    """
-    if config.graphs == "off" or (config.graphs == "auto" and device.type != "cuda"):
-        return False, None
-    refusal = None
-    if device.type != "cuda":
-        refusal = f"they need a GPU, and the run is on {device.type}"
-    elif not resident:
-        refusal = "images are read from files, or data.resident is off"
-    elif isinstance(loss, ClassLoss):
-        refusal = "the loss looks at the class numbers of each batch"
-    elif isinstance(loss, CrossBatchLoss):
-        refusal = why_not_fixed(loss.memory)
-    return refusal is None, None if refusal is None else f"CUDA graphs are off, launching step by step: {refusal}"
+
+def _why_not(loss: torch.nn.Module, resident: bool) -> str | None:
+    if not resident:
+        return "images are read from files, or data.resident is off"
+    if isinstance(loss, ClassLoss):
+        return "the loss looks at the class numbers of each batch"
+    return why_not_fixed(loss.memory) if isinstance(loss, CrossBatchLoss) else None
 
 
 class _Slot(NamedTuple):
