@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Without a GPU the kernels run in Triton's interpreter, which must be on before anything imports triton.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# No test asserts on time.
+settings.register_profile("longview", deadline=None)
+settings.load_profile("longview")
 
 
 @pytest.fixture(scope="session")

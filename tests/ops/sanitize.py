@@ -70,7 +70,57 @@ def embedding() -> None:
     RowwiseAdagrad(table).step(ids, torch.randn(300, 64, device="cuda"))
 
 
-FAMILIES = {"attention": attention, "layer": layer, "loss": loss, "embedding": embedding}
+def memory() -> None:
+    """Two steps of losses against a memory that follows the drift: the walks, their ends and the filter."""
+    from longview.metric_learning import CrossBatchLoss, MemoryConfig
+    from longview.metric_learning.kalman import AdaptiveMomentMatching
+
+    config = MemoryConfig(capacity=301, width=100, drift=AdaptiveMomentMatching())
+    for name in ("contrastive", "info-nce", "multi-similarity"):
+        against = CrossBatchLoss(name, config).cuda()
+        for step in range(3):
+            ids = torch.arange(45 * step, 45 * (step + 1)).cuda()
+            against(torch.randn(45, 100, device="cuda", requires_grad=True), ids % 7, ids).backward()
+
+
+def quantisation() -> None:
+    """FP8 rows, norm, gate and product with its residual, and lookups in INT8 and INT4 tables."""
+    from longview.ops.quantisation import QuantisedTable, fp8_linear, gate_quantise, normalise_quantise, quantise_rows
+
+    rows, weight = torch.randn(130, 128, device="cuda"), torch.randn(256, 128, device="cuda")
+    ones = torch.ones(128, device="cuda")
+    w, w_scale = quantise_rows(weight)
+    normed = normalise_quantise(rows, ones, ones, 1e-6)
+    gated = gate_quantise(rows, rows, ones[:64], ones[:64], groups=2)
+    for x, x_scale in (quantise_rows(rows)[:2], normed[:2], gated[:2]):
+        fp8_linear(x, x_scale, w, w_scale, residual=_normal(130, 256).detach())
+    for bits in (8, 4):
+        QuantisedTable.from_table(torch.randn(50, 100), bits=bits).cuda().lookup(torch.randint(50, (300,)).cuda())
+
+
+def scoring() -> None:
+    """Events appended to states, and candidates scored against them, by the kernels of the incremental form."""
+    from longview.models.incremental import Incremental
+    from tests.models.histories import WINDOW, build, histories, together
+
+    model = build(double=False, attention=WINDOW, embedding={"positions": "start", "time_gaps": "previous"}).cuda()
+    for parameter in model.parameters():
+        parameter.data.mul_(0.3)
+    incremental = Incremental(model)
+    state = incremental.prefill(together(histories([23, 1, 40, 7])).to("cuda"))
+    state = incremental.append(state, together(histories([2, 5, 1, 3], seed=3)).to("cuda"))
+    incremental.candidates(state, together(histories([3, 0, 9, 70], seed=5)).to("cuda"))
+
+
+FAMILIES = {
+    "attention": attention,
+    "layer": layer,
+    "loss": loss,
+    "embedding": embedding,
+    "memory": memory,
+    "quantisation": quantisation,
+    "scoring": scoring,
+}
 
 
 def _normal(*shape: int) -> torch.Tensor:

@@ -147,15 +147,15 @@ class InputEmbedding(nn.Module):
 
     def _gap_buckets(self, timestamps: Tensor, batch: JaggedBatch, earlier: Earlier | None) -> Tensor:
         offsets = batch.offsets
+        if not timestamps.numel():
+            return timestamps
         if self.config.time_gaps == "newest":  # with candidates: until the request, whose time the last token has
             gaps = timestamps[offsets[1:] - 1][segment_ids(offsets, timestamps.numel())] - timestamps
         else:
-            gaps = timestamps.diff(prepend=timestamps[:1])
-            first = offsets[:-1][offsets.diff() > 0] if not offsets.is_cuda else offsets[:-1]
-            gaps = gaps.index_fill(0, first.clamp(max=timestamps.numel() - 1), 0)
+            segments = segment_ids(offsets, timestamps.numel())
+            began = torch.arange(timestamps.numel(), device=offsets.device) == offsets[segments]
+            gaps = timestamps.diff(prepend=timestamps[:1]).masked_fill(began, 0)
             if earlier is not None and earlier.timestamps is not None:
-                segments = segment_ids(offsets, timestamps.numel())
-                began = torch.arange(timestamps.numel(), device=offsets.device) == offsets[segments]
                 began &= earlier.lengths[segments] > 0
                 gaps = torch.where(began, timestamps - earlier.timestamps[segments], gaps)
             if batch.target_lengths is not None:

@@ -89,7 +89,9 @@ class TestSums:
         given = batch(ids, width)
         found = sum_by_id(*given, torch.float32, torch.Size((ROWS, width)), path=path)
         expected = exact_sums(*given)
-        assert (found - expected).norm() <= 1e-6 * expected.norm()
+        # Torch's own sums on a GPU have no fixed order.
+        allowed = 1e-6 if path == "triton" or DEVICE == "cpu" else 1e-5
+        assert (found - expected).norm() <= allowed * expected.norm()
 
     @given(ids=st.lists(st.sampled_from([0, 1, 1, 1, 1, 1, 5, 5, 11]), max_size=30))
     @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -195,7 +197,7 @@ class TestOptimisers:
                 optimiser.step(*batch(ids, seed=seed))
         torch.testing.assert_close(*tables, rtol=1e-4, atol=1e-5)
         for name, value in optimisers[0].tensors().items():
-            torch.testing.assert_close(optimisers[1].tensors()[name], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(optimisers[1].tensors()[name].cpu(), value.cpu(), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("make", OPTIMISERS)
     @pytest.mark.parametrize("path", PATHS)
