@@ -166,7 +166,7 @@ def main(words: list[str]) -> None:
     checks = [(family, tool) for family in FAMILIES for tool in TOOLS]
     with ThreadPoolExecutor(len(checks)) as pool:
         rows = list(pool.map(lambda one: check(*one), checks))
-    command = f"python -m tests.ops.sanitize {words[0]}"
+    command = f"python -m tests.ops.sanitize results/{Path(words[0]).name}"
     result = {"check": "compute-sanitizer", "command": command, "runs": rows, "environment": environment()}
     write_json(Path(words[0]), result)
 
