@@ -59,6 +59,16 @@ def test_the_average_follows_the_weights(tiny_config: Configure) -> None:
     assert not averaged.requires_grad
 
 
+def test_the_average_takes_running_statistics_in_where_it_is_told_to() -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    both = [WeightAverage(norm, decay=0.5, statistics=statistics) for statistics in (True, False)]
+    assert norm.running_mean is not None
+    norm.running_mean += 1
+    for average in both:
+        average.update(100)
+    assert [a.model.running_mean.tolist() for a in both if a.model.running_mean is not None] == [[0.5, 0.5], [0.0, 0.0]]
+
+
 def test_clipping_scales_to_the_norm_and_returns_the_norm_before() -> None:
     layer = torch.nn.Linear(2, 1, bias=False)
     layer.weight.grad = torch.tensor([[3.0, 4.0]])

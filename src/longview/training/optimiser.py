@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from longview.models.retriever import Retriever
 from longview.ops.embedding import RowwiseAdamW
 from longview.training.config import OptimiserConfig
 from longview.training.tensors import under
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
@@ -84,17 +87,17 @@ def rate_at(step: int, total_steps: int, config: OptimiserConfig) -> float:
     return config.rate * (config.min_rate_ratio + (1 - config.min_rate_ratio) * remaining)
 
 
-class WeightAverage:
+class WeightAverage(Generic[Model]):
     """Exponential moving average of a model's weights, itself a model ready to evaluate.
 
     The decay grows from 0.1 at the first step to `decay`, so early averages do not remember the initialisation.
+    With `statistics`, floating-point buffers, such as those of batch normalisation, are averaged as well.
     """
 
-    def __init__(self, model: Retriever, decay: float) -> None:
+    def __init__(self, model: Model, decay: float, *, statistics: bool = False) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self._average = [p.data for p in self.model.parameters()]
-        self._weights = [p.data for p in model.parameters()]
+        self._average, self._weights = (_averaged(one, statistics) for one in (self.model, model))
 
     def update(self, step: int) -> None:
         """Take in the weights after step `step` (from 0)."""
@@ -112,6 +115,11 @@ class WeightAverage:
             torch._foreach_add_(self._average, way)
         else:
             torch._foreach_lerp_(self._average, self._weights, share)
+
+
+def _averaged(model: nn.Module, statistics: bool) -> list[Tensor]:
+    buffers = [b for b in model.buffers() if b.is_floating_point()] if statistics else []
+    return [*(p.data for p in model.parameters()), *buffers]
 
 
 def clip_gradients(model: nn.Module, norm: float | None, rowwise: RowwiseAdamW | None = None) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 
 from longview.data.images import Augment, ImageBatches, ImageSet, InOrder, prepare_images
 from longview.data.images.framing import Framing
-from longview.data.images.making import turned
+from longview.data.images.making import Turned, looking, looks
 from longview.data.images.resident import ResidentImages, why_not_resident
 from longview.errors import InputError
 from tests.image_classes import write_classes
 
-CHANGES = Augment(rotation=20, shift=0.1, crop_area=(0.7, 1.0), erase=0.5)
+CHANGES = Augment(rotation=20, shift=0.1, crop_area=(0.7, 1.0), erase=0.5, shear=10, warp=0.05, stroke=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 
 
 @pytest.mark.parametrize("augment", [Augment(), CHANGES], ids=["as they are", "changed"])
-@pytest.mark.parametrize("turning", [False, True], ids=["upright", "turned"])
-def test_a_batch_is_that_of_decoded_images_bit_for_bit(images: ImageSet, augment: Augment, turning: bool) -> None:
+@pytest.mark.parametrize("turning", [False, True, "mirrored"], ids=["upright", "turned", "mirrored"])
+def test_a_batch_is_that_of_decoded_images_bit_for_bit(images: ImageSet, augment: Augment, turning: Turned) -> None:
     view, framing = images.train, Framing(size=16, channels=1)
-    order = InOrder(len(view) * (4 if turning else 1), 5)
+    order = InOrder(len(view) * looks(turning), 5)
     batches = ImageBatches(view, order, framing, augment=augment, seed=3, turned=turning)
     resident = ResidentImages(view, framing, augment=augment, device=torch.device("cpu"), turned=turning)
     for step, (batch, samples) in enumerate(zip(batches.epoch(2), order.epoch(2), strict=True)):
@@ -47,10 +47,20 @@ def test_turned_images_are_classes_and_samples_of_their_own(images: ImageSet) ->
     assert left.ids == upright.ids + len(images)
 
 
+def test_mirror_images_and_their_turns_are_classes_too(images: ImageSet) -> None:
+    view = images.train
+    resident = ResidentImages(view, Framing(size=16, channels=1), device=torch.device("cpu"), turned="mirrored")
+    upright, mirror, left = (resident.batch(torch.tensor([7 + look * len(view)])) for look in (0, 4, 5))
+    assert torch.equal(upright.images.flip(3), mirror.images)
+    assert torch.equal(torch.rot90(mirror.images, 1, (2, 3)), left.images)
+    assert mirror.labels == upright.labels + 4 * images.meta.num_classes
+    assert left.ids == upright.ids + 5 * len(images)
+
+
 def test_four_quarter_turns_are_none() -> None:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 5, 5, 1), dtype=np.uint8))
     turns = torch.tensor([1, 2, 3])
-    assert torch.equal(turned(turned(pixels, turns), 4 - turns), pixels)
+    assert torch.equal(looking(looking(pixels, turns), 4 - turns), pixels)
 
 
 def test_images_in_files_cannot_stay(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def test_drift_is_chosen_by_name(kind: str) -> None:
     [
         ("memory.capacity=63", "memory.capacity 63 is less than a batch of 64"),
         ("sampler.clases_per_batch=4", "did you mean 'classes_per_batch'"),
-        ("optimiser.average_decay=0.9", "optimiser.average_decay is of runs on logs"),
+        ("optimiser.embedding_weight_decay=0.1", "optimiser.embedding_weight_decay is of runs on logs"),
+        ("data.augment.scale=[1.2,0.8]", r"scale: expected 0\.1 <= from <= to <= 10"),
         ("optimiser.tables=rowwise", "of runs on logs"),
         ("loss.kind=contrastiv", "loss.kind"),
         ("loss.kind=arcface", "set memory to null"),

@@ -13,9 +13,11 @@ from longview.data.images import ImageSet
 from longview.metric_learning import CrossBatchLoss
 from longview.training.checkpoint import latest_checkpoint, load_checkpoint
 from longview.training.images import ImageRunConfig, train_images
+from longview.training.images.encoder_files import load_encoder
 from longview.training.images.graph import AHEAD, choose_image_graphs
 from longview.training.images.trainer import ImageTrainer
 from longview.training.images.views import ChosenImages, TrainingBatches, Views, framing_of
+from longview.training.tensors import under
 
 pytestmark = pytest.mark.filterwarnings("ignore::longview.metric_learning.MemoryWarning")  # tiny batches
 
@@ -52,6 +54,9 @@ def test_turned_classes_make_an_epoch_four_times_as_long(image_set: ImageSet, co
     _, batches = make(image_set, configure("data.resident=on"))
     _, turned = make(image_set, configure("data.resident=on", "data.turned_classes=true"))
     assert turned.steps(0) == 4 * batches.steps(0)
+    _, mirrored = make(image_set, configure("data.resident=on", "data.turned_classes=mirrored"))
+    assert mirrored.steps(0) == 8 * batches.steps(0)
+    assert len(mirrored.classes) == 2 * len(turned.classes) == 8 * len(batches.classes)
     seen = torch.cat([batch.samples for batch in turned.epoch(0) if isinstance(batch, ChosenImages)])
     assert turned.resident is not None
     assert set(seen.tolist()) == set(range(4 * turned.resident.number))
@@ -74,12 +79,39 @@ def test_a_slow_encoder_fills_the_memory_and_resumes(image_set: ImageSet, config
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_the_average_of_weights_is_what_is_evaluated_and_saved_and_it_resumes(
+    image_set: ImageSet, configure: Configure, tmp_path: Path
+) -> None:
+    settings = ("optimiser.average_decay=0.9", "loop.epochs=3", "loop.metric=latest")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_images(configure(*settings), image_set, whole)
+    train_images(configure(*settings, "loop.max_minutes=1e-9"), image_set, parts)
+    train_images(configure(*settings), image_set, parts, resume=True)
+    one, other = saved(whole), saved(parts)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    kept = load_encoder(whole / "encoder").state_dict()
+    average = under(one, "average")
+    assert all(torch.equal(value, average[name]) for name, value in kept.items())
+    assert any(not torch.equal(value, one[f"encoder.{name}"]) for name, value in kept.items())
+
+
+def test_the_average_has_statistics_of_its_own(image_set: ImageSet, configure: Configure) -> None:
+    trainer, batches = make(image_set, configure("optimiser.average_decay=0.5", "data.resident=on"))
+    before = {name: value.clone() for name, value in trainer.encoder.named_buffers() if value.is_floating_point()}
+    trainer.step(next(iter(batches.epoch(0))), 0)
+    fast, average = dict(trainer.encoder.named_buffers()), dict(trainer.evaluated.named_buffers())
+    assert any(not torch.equal(value, fast[name]) for name, value in before.items())
+    for name, value in before.items():  # the decay of the first step is 0.1
+        torch.testing.assert_close(average[name], 0.1 * value + 0.9 * fast[name])
+
+
 @pytest.mark.parametrize("memory", [[], ["memory.drift.kind=none"], ["memory.momentum=0.9"], ["memory=null"]], ids=str)
 def test_the_step_that_is_captured_trains_as_the_ordinary_one(
     image_set: ImageSet, configure: Configure, memory: list[str]
 ) -> None:
     """The body of the graph, run operation by operation as before a capture: the same weights but for rounding."""
-    config = configure("data.resident=on", "data.augment.rotation=20", *memory)
+    more = ("data.augment.rotation=20", "data.augment.warp=0.05", "optimiser.average_decay=0.9")
+    config = configure("data.resident=on", *more, *memory)
     ordinary, batches = make(image_set, config)
     fixed, _ = make(image_set, config)
     for number, batch in enumerate(batches.epoch(0)):
@@ -90,7 +122,10 @@ def test_the_step_that_is_captured_trains_as_the_ordinary_one(
             if isinstance(fixed.loss, CrossBatchLoss):
                 fixed.loss.fix(len(batch.samples))
             continue
-        other, other_norm = fixed._chosen_step(batch.samples, batch.draws, torch.tensor(ordinary.rate))
+        assert fixed.average is not None
+        other, other_norm = fixed._chosen_step(
+            batch.samples, batch.draws, torch.tensor(ordinary.rate), torch.tensor(fixed.average.share(number))
+        )
         if isinstance(fixed.loss, CrossBatchLoss):
             assert fixed.loss.fixed is not None
             fixed.loss.fixed.advance()
@@ -100,20 +135,33 @@ def test_the_step_that_is_captured_trains_as_the_ordinary_one(
     shared = [name for name in before if "pending" not in name and name != "random.cpu"]
     counters = [name for name in shared if not before[name].is_floating_point() and "queue" not in name]
     assert all(torch.equal(before[name], after[name]) for name in counters)
+    assert fixed.average is not None
+    assert ordinary.average is not None
+    for average, other in zip(ordinary.average.model.parameters(), fixed.average.model.parameters(), strict=True):
+        torch.testing.assert_close(average, other, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_replayed_steps_train_as_launched_ones(image_set: ImageSet, configure: Configure) -> None:
     """For more steps than have room in pinned memory, so that its places are used again while the host runs ahead."""
     losses: dict[str, list[torch.Tensor]] = {"on": [], "off": []}
+    averages: dict[str, list[torch.Tensor]] = {}
     for graphs, found in losses.items():
-        config = configure(f"loop.graphs={graphs}", "data.augment.rotation=20", "optimiser.rate=1e-4")
+        more = (
+            "data.augment.rotation=20",
+            "data.augment.shear=10",
+            "data.augment.warp=0.05",
+            "data.augment.stroke=0.5",
+        )
+        config = configure(f"loop.graphs={graphs}", *more, "optimiser.rate=1e-4", "optimiser.average_decay=0.9")
         trainer, batches = make(image_set, config, torch.device("cuda"))
         trainer.planned_steps = 2 * AHEAD
         epochs = (batch for epoch in count() for batch in batches.epoch(epoch))
         for number, batch in enumerate(islice(epochs, 2 * AHEAD)):
             found.append(trainer.step(batch, number)[0])
         assert (trainer.captured is not None) == (graphs == "on")
+        averages[graphs] = [p.cpu() for p in trainer.evaluated.parameters()]
+    torch.testing.assert_close(averages["on"], averages["off"], rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(torch.stack(losses["on"]), torch.stack(losses["off"]), rtol=1e-2, atol=1e-3)
 
 

@@ -13,7 +13,7 @@ from longview.data.images import ImageSet, prepare_images
 from longview.errors import InputError, LongviewError
 from longview.training.studies import metric_workers
 from longview.training.studies.image_cell import image_cell
-from longview.training.studies.metric_config import MetricStudyConfig, load_metric_study
+from longview.training.studies.metric_config import LATER, MetricStudyConfig, load_metric_study
 from longview.training.studies.metric_run import MetricRecords, metric_study_summary, run_metric_cells
 from tests.image_classes import SETTINGS, write_classes
 
@@ -63,6 +63,15 @@ def test_cells_come_seed_by_seed_and_a_policy_without_memory_once(images: ImageS
     assert len({cell.key("data") for cell in cells}) == 10
     assert cells[0].config.sampler.classes_per_batch == 3
     assert cells[0].config.data.validation_classes == 0
+
+
+def test_changes_of_images_that_came_later_leave_the_keys_of_earlier_cells(images: ImageSet) -> None:
+    plain, same, warped = (
+        study_of(images, settings={**STUDY["settings"], **more}).cells(48)[0]
+        for more in ({}, {"data.augment.warp": 0.0, "data.augment.scale": [1.0, 1.0]}, {"data.augment.warp": 0.1})
+    )
+    assert not set(LATER["data.augment"]) & set(plain._identity()["data"]["augment"])
+    assert plain.key("data") == same.key("data") != warped.key("data")
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("study-omniglot*.yaml")), ids=lambda file: str(file.stem))

@@ -14,7 +14,7 @@ from longview.data.images.augment import Augment
 from longview.data.images.decode import require_pillow
 from longview.data.images.framing import Framing
 from longview.data.images.imageset import ImageView
-from longview.data.images.making import QUARTERS, make_images
+from longview.data.images.making import Turned, looks, make_images
 from longview.data.images.reader import Loaded, Request
 from longview.data.images.workers import Workers
 from longview.errors import InputError
@@ -75,7 +75,8 @@ class ImageBatches:
         augment: random changes, for training only.
         workers: processes that decode; 0 decodes here.
         seed: of the random changes.
-        turned: samples from `len(view)` on are the same images by 90, 180 and 270 degrees, as classes of their own.
+        turned: samples from `len(view)` on are the same images by 90, 180 and 270 degrees, as classes of their own;
+            `mirrored`: and from `4 * len(view)` on their mirror images, likewise.
         bad_images: `fail` at an image that cannot be read, or `skip` it: the batch is smaller by it.
 
     Attributes:
@@ -91,7 +92,7 @@ class ImageBatches:
         augment: Augment | None = None,
         workers: int = 0,
         seed: int = 0,
-        turned: bool = False,
+        turned: Turned = False,
         bad_images: Literal["fail", "skip"] = "fail",
     ) -> None:
         if workers < 0:
@@ -100,10 +101,10 @@ class ImageBatches:
         self.augment, self.seed, self.bad_images = augment, seed, bad_images
         self.skipped: dict[int, str] = {}
         self.turned = turned
-        quarters = torch.arange(QUARTERS if turned else 1)[:, None]
-        self._places = torch.from_numpy(view.rows.astype(np.int64)).repeat(len(quarters))
-        self._rows = (torch.from_numpy(view.rows.astype(np.int64)) + quarters * len(view.images)).flatten()
-        self._labels = (torch.from_numpy(view.labels) + quarters * view.images.meta.num_classes).flatten()
+        apart = torch.arange(looks(turned))[:, None]
+        self._places = torch.from_numpy(view.rows.astype(np.int64)).repeat(len(apart))
+        self._rows = (torch.from_numpy(view.rows.astype(np.int64)) + apart * len(view.images)).flatten()
+        self._labels = (torch.from_numpy(view.labels) + apart * view.images.meta.num_classes).flatten()
         self._workers: Workers[Request, Loaded] | None = None
         if view.images.pixels is None:
             require_pillow()
@@ -166,8 +167,9 @@ class ImageBatches:
             draws = self.augment.draws(len(samples) * self.sampler.world_size, self.seed, epoch, step)
             own = draws[self.sampler.rank * len(samples) : (self.sampler.rank + 1) * len(samples)][kept]
         chosen = samples[kept]
-        turns = chosen // len(self.view) if self.turned else None
-        images = make_images(torch.from_numpy(loaded.pixels), self.framing, self.augment, own, turns)
+        look = chosen // len(self.view) if self.turned else None
+        pixels = torch.from_numpy(loaded.pixels)
+        images = make_images(pixels, self.framing, self.augment, own, look, self.turned)
         return ImageBatch(images, self._labels[chosen], self._rows[chosen])
 
     def _judge(self, samples: Tensor, loaded: Loaded) -> None:

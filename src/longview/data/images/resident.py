@@ -10,7 +10,7 @@ from longview.data.images.augment import Augment
 from longview.data.images.batches import ImageBatch
 from longview.data.images.framing import Framing
 from longview.data.images.imageset import ImageView
-from longview.data.images.making import make_images
+from longview.data.images.making import Turned, make_images
 from longview.errors import InputError
 
 MOST_BYTES = 1 << 30  # of pixels that `fits` lets onto a device
@@ -26,7 +26,8 @@ class ResidentImages:
         framing: size and channels of what `batch` makes.
         augment: random changes.
         device: where the pixels are kept.
-        turned: samples from `len(view)` on are the same images by 90, 180 and 270 degrees, as classes of their own.
+        turned: samples from `len(view)` on are the same images by 90, 180 and 270 degrees, as classes of their own;
+            `mirrored`: and from `4 * len(view)` on their mirror images, likewise.
 
     Raises:
         InputError: images that are in files, or not square where they are to be turned.
@@ -39,7 +40,7 @@ class ResidentImages:
         *,
         augment: Augment | None = None,
         device: torch.device,
-        turned: bool = False,
+        turned: Turned = False,
     ) -> None:
         reason = why_not_resident(view)
         pixels = view.images.pixels
@@ -53,13 +54,13 @@ class ResidentImages:
 
     def batch(self, samples: Tensor, draws: Tensor | None = None) -> ImageBatch:
         """Return the images numbered `samples` (B,) int64 in the view, changed as `draws` (B, DRAWS) say."""
-        turns, places = None, samples
+        look, places = None, samples
         if self.turned:
-            turns, places = samples // self.number, samples % self.number
-        images = make_images(self.pixels[places], self.framing, self.augment, draws, turns)
+            look, places = samples // self.number, samples % self.number
+        images = make_images(self.pixels[places], self.framing, self.augment, draws, look, self.turned)
         labels, ids = self.labels[places], self.ids[places]
-        if turns is not None:
-            labels, ids = labels + turns * self.num_classes, ids + turns * self.num_images
+        if look is not None:
+            labels, ids = labels + look * self.num_classes, ids + look * self.num_images
         return ImageBatch(images, labels, ids)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from longview.config import Config, parse
 from longview.data.images import Augment
 from longview.data.images.framing import Fit
+from longview.data.images.making import Turned
 from longview.data.images.samplers import Singletons
 from longview.errors import InputError, suggestion
 from longview.metric_learning import AdaptiveMomentMatching, MemoryConfig, PairwiseLoss
@@ -35,8 +36,10 @@ class ImageDataConfig(Config):
     )
     fit: Fit = Field(default="crop", description="of other shapes to the square: crop, pad or stretch")
     augment: Augment = Augment()
-    turned_classes: bool = Field(
-        default=False, description="training images by 90, 180 and 270 degrees are classes of their own (1605.06065)"
+    turned_classes: Turned = Field(
+        default=False,
+        description="training images by 90, 180 and 270 degrees are classes of their own (1605.06065); mirrored: and "
+        "so are their mirror images",
     )
     resident: Literal["auto", "on", "off"] = Field(
         default="auto", description="decoded training images stay on the device; auto = on a GPU, where they are small"
@@ -174,9 +177,8 @@ class ImageRunConfig(Config):
                 raise ValueError("memory.space before-l2 needs encoder.head.normalise false: the loss normalises")
         if self.loss.kind in CLASS_LOSSES and self.memory is not None:
             raise ValueError(f"loss.kind {self.loss.kind} compares with vectors of classes: set memory to null")
-        for name in ("embedding_weight_decay", "average_decay"):
-            if getattr(self.optimiser, name):
-                raise ValueError(f"optimiser.{name} is of runs on logs: leave it out")
+        if self.optimiser.embedding_weight_decay:
+            raise ValueError("optimiser.embedding_weight_decay is of runs on logs: leave it out")
         if self.optimiser.tables != "dense":
             raise ValueError("optimiser.tables rowwise is of runs on logs: leave it out")
         return self

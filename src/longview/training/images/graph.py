@@ -21,7 +21,7 @@ from longview.training.graph import NOT_CAPTURED, WARM_UP, WORDS, graphs_wanted
 from longview.training.images.losses import ClassLoss
 from longview.training.images.views import ChosenImages
 
-Body = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
+Body = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
 AHEAD = 64  # steps whose input waits in pinned memory: so far the host may run before the device
 
 
@@ -46,7 +46,7 @@ class _Slot(NamedTuple):
     pinned: Tensor
     samples: Tensor
     draws: Tensor
-    rate: Tensor
+    scalars: Tensor
     copied: torch.cuda.Event
 
 
@@ -54,8 +54,9 @@ class CapturedImageSteps:
     """Runs `body` on chosen images, as a graph after the first few steps, which train like any other.
 
     Args:
-        body: `(samples, draws, rate) → (loss, norm)`: a whole step on tensors of `device`. It may not wait for the
-            device, and whatever it changes it changes in place.
+        body: `(samples, draws, rate, share) → (loss, norm)`: a whole step on tensors of `device`, the learning rate
+            and the share of the weight average scalars among them. It may not wait for the device, and whatever it
+            changes it changes in place.
         batch: images a step.
         changes: whether there are draws.
         device: a GPU.
@@ -70,16 +71,16 @@ class CapturedImageSteps:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.results: Tensor | None = None  # loss and norm of the graph's latest step
         drawn = batch * DRAWS * changes
-        self.sizes = [batch, (drawn + 1) // 2, 1]
+        self.sizes = [batch, (drawn + 1) // 2, 2]
         self.buffer = torch.empty(sum(self.sizes), dtype=WORDS, device=device)
         # Allocated once: pinning memory takes the driver longer than a step takes.
         pinned = torch.empty(AHEAD, len(self.buffer), dtype=WORDS, pin_memory=True)
         self._slots = [self._slot(part) for part in pinned]
 
-    def step(self, chosen: ChosenImages, rate: float) -> tuple[Tensor, Tensor]:
+    def step(self, chosen: ChosenImages, rate: float, share: float) -> tuple[Tensor, Tensor]:
         """Do the step of `chosen`, on the CPU; return loss and norm, scalars that nothing overwrites."""
         with torch.cuda.device(self.device):
-            self._write(chosen, rate)
+            self._write(chosen, rate, share)
             self.steps += 1
             if self.graph is None and self.steps > WARM_UP:
                 self._capture()
@@ -90,26 +91,27 @@ class CapturedImageSteps:
             loss, norm = self.results.clone().unbind()
             return loss, norm
 
-    def _write(self, chosen: ChosenImages, rate: float) -> None:
+    def _write(self, chosen: ChosenImages, rate: float, share: float) -> None:
         """Copy a step's input to the device, without waiting for it."""
         slot = self._slots[self.steps % AHEAD]
         slot.copied.synchronize()  # long done, unless the host is `AHEAD` steps before the device
         slot.samples.copy_(chosen.samples)
         if chosen.draws is not None:
             slot.draws.copy_(chosen.draws)
-        slot.rate.fill_(rate)
+        slot.scalars[0], slot.scalars[1] = rate, share
         self.buffer.copy_(slot.pinned, non_blocking=True)
         slot.copied.record()
 
     def _slot(self, pinned: Tensor) -> _Slot:
-        samples, draws, rate = torch.split(pinned, self.sizes)
+        samples, draws, scalars = torch.split(pinned, self.sizes)
         drawn = draws.view(torch.float32)[: self.batch * DRAWS * self.changes].view(-1, DRAWS)
-        return _Slot(pinned, samples, drawn, rate.view(torch.float64), torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
+        return _Slot(pinned, samples, drawn, scalars.view(torch.float64), torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
 
-    def _read(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        samples, draws, rate = torch.split(self.buffer, self.sizes)
+    def _read(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        samples, draws, scalars = torch.split(self.buffer, self.sizes)
         drawn = draws.view(torch.float32)[: self.batch * DRAWS].view(self.batch, DRAWS) if self.changes else None
-        return samples, drawn, rate.view(torch.float64).float()[0]
+        rate, share = scalars.view(torch.float64).float().unbind()
+        return samples, drawn, rate, share
 
     def _launched(self) -> tuple[Tensor, Tensor]:
         loss, norm = launched(lambda: self.body(*self._read()), self.stream)

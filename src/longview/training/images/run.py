@@ -146,7 +146,7 @@ class _Run:
 
     def finish(self, baselines: bool) -> ImageTrainingResult:
         """Evaluate the best weights, on test for the first and only time, and write the result."""
-        encoder = self.trainer.encoder
+        encoder = self.trainer.evaluated
         load_weights(self.out / ENCODER / WEIGHTS, encoder)
         self.progress.note("evaluating the best weights on test" + (", and the pixels" if baselines else ""))
         report = partial(report_of, encoder, self.images, self.framing, self.config, device=self.device)
@@ -185,12 +185,12 @@ class _Run:
         found = {"latest": float(self.state.epoch)} if self.config.loop.metric == "latest" else {}
         if len(self.views.validation):
             found |= validation_metrics(
-                self.trainer.encoder, self.views.validation, self.framing, self.config, self.device
+                self.trainer.evaluated, self.views.validation, self.framing, self.config, self.device
             )
         return found
 
     def _keep_best(self) -> None:
-        save_encoder(self.out / ENCODER, self.trainer.encoder)
+        save_encoder(self.out / ENCODER, self.trainer.evaluated)
 
     def _checkpoint(self) -> None:
         tensors, drift = diagnostics_state(self.trainer.diagnostics)

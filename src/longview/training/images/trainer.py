@@ -16,7 +16,7 @@ from longview.training.images.config import ImageRunConfig
 from longview.training.images.graph import CapturedImageSteps, choose_image_graphs
 from longview.training.images.losses import BatchLoss, ClassLoss, make_loss
 from longview.training.images.views import ChosenImages, TrainingBatches, TrainingImages
-from longview.training.optimiser import load_optimiser_tensors, optimiser_tensors, rate_at
+from longview.training.optimiser import WeightAverage, load_optimiser_tensors, optimiser_tensors, rate_at
 from longview.training.precision import autocast, choose_precision, matmul_precision
 from longview.training.tensors import under
 
@@ -58,6 +58,8 @@ class ImageTrainer:
             optimiser_groups(groups, settings.rate, settings.weight_decay), lr=settings.rate, betas=settings.betas,
             fused=True if device.type == "cuda" else None,
         )  # fmt: skip
+        decay = settings.average_decay
+        self.average = WeightAverage(self.encoder, decay, statistics=True) if decay else None
         self.parameters = [p for group in groups for p in group.parameters.values()]
         self.dtype, self.precision_note = choose_precision(config.loop.precision, device)
         self.planned_steps = planned_steps or config.loop.epochs * batches.steps(0)
@@ -70,6 +72,11 @@ class ImageTrainer:
         for group in self.optimiser.param_groups:
             group["capturable"] = self.graphs
 
+    @property
+    def evaluated(self) -> ImageEncoder:
+        """The encoder that is evaluated and saved: the weight average where there is one."""
+        return self.encoder if self.average is None else self.average.model
+
     def step(self, batch: TrainingImages | ChosenImages, number: int) -> tuple[Tensor, Tensor]:
         """Train on `batch`, step `number` of the run (from 0); return its loss and gradient norm, unread.
 
@@ -78,21 +85,22 @@ class ImageTrainer:
         """
         self.encoder.train()
         self.rate = rate_at(number, self.planned_steps, self.config.optimiser)
+        share = 0.0 if self.average is None else self.average.share(number)
         if isinstance(batch, ChosenImages) and self._captures(len(batch.samples)):
             assert self.captured is not None
-            loss, norm = self.captured.step(batch, self.rate)
+            loss, norm = self.captured.step(batch, self.rate, share)
             if isinstance(self.loss, CrossBatchLoss) and self.loss.fixed is not None:
                 self.loss.fixed.advance()
         else:
-            loss, norm = self._step(self._made(batch), self.rate)
+            loss, norm = self._step(self._made(batch), self.rate, share)
         if self.diagnostics is not None:
             if int(self.diagnostics.loss.memory.step) % self.diagnostics.every == 0:
                 self.settle()
             self.diagnostics.after_step()
         return loss, norm
 
-    def _step(self, batch: ImageBatch, rate: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Do a step on a batch on the device."""
+    def _step(self, batch: ImageBatch, rate: float | Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Do a step on a batch on the device; `rate` and `share` (of the weight average) are scalars."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["multiplier"]
         self.optimiser.zero_grad(set_to_none=True)
@@ -114,6 +122,8 @@ class ImageTrainer:
         self.optimiser.step()
         if self.slow is not None:
             self.slow.update(self.encoder)
+        if self.average is not None:
+            self.average.move(share)
         return loss.detach(), norm
 
     def _loss_of(self, embeddings: Tensor, batch: ImageBatch, keys: Tensor | None) -> Tensor:
@@ -145,9 +155,9 @@ class ImageTrainer:
             self.captured = CapturedImageSteps(self._chosen_step, batch=size, changes=changes, device=self.device)
         return self.captured.batch == size
 
-    def _chosen_step(self, samples: Tensor, draws: Tensor | None, rate: Tensor) -> tuple[Tensor, Tensor]:
+    def _chosen_step(self, samples: Tensor, draws: Tensor | None, rate: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         assert self.resident is not None
-        return self._step(self.resident.batch(samples, draws), rate)
+        return self._step(self.resident.batch(samples, draws), rate, share)
 
     def settle(self) -> None:
         """Bring what the host counts of a captured memory up to date, before somebody reads it."""
@@ -155,12 +165,14 @@ class ImageTrainer:
             self.loss.fixed.settle()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor a checkpoint must keep, by name: weights, moments, memory, random states."""
+        """Return every tensor a checkpoint must keep, by name: weights, moments, average, memory, random states."""
         self.settle()
         saved = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
         saved |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
         if self.slow is not None:
             saved |= {f"slow.{name}": value for name, value in self.slow.state_dict().items()}
+        if self.average is not None:
+            saved |= {f"average.{name}": value for name, value in self.average.model.state_dict().items()}
         return saved | optimiser_tensors(self.optimiser) | random_tensors(self.device)
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -172,5 +184,7 @@ class ImageTrainer:
         self.loss.load_state_dict(under(tensors, "loss"))
         if self.slow is not None:
             self.slow.load_state_dict(under(tensors, "slow"))
+        if self.average is not None:
+            self.average.model.load_state_dict(under(tensors, "average"))
         load_optimiser_tensors(self.optimiser, tensors)
         load_random_tensors(tensors, self.device)

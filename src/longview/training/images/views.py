@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longview.data.images import Augment, ImageBatch, ImageBatches, ImageSet, ImageView, InOrder
 from longview.data.images.framing import Framing
-from longview.data.images.making import QUARTERS
+from longview.data.images.making import Turned, looks
 from longview.data.images.resident import ResidentImages, why_not_resident
 from longview.data.images.samplers import CategoryBatches, ClassBatches, CoveringBatches
 from longview.errors import InputError
@@ -56,20 +56,22 @@ class Views:
         return cls(ImageView(images, train.rows[~held]), ImageView(images, train.rows[held]), number)
 
 
-def make_sampler(view: ImageView, config: SamplerConfig, seed: int, *, turned: bool = False) -> ClassBatches:
+def make_sampler(view: ImageView, config: SamplerConfig, seed: int, *, turned: Turned = False) -> ClassBatches:
     """Return the P×K batches of `view`; where `turned`, samples from `len(view)` on are its images by quarter turns.
+
+    Where that is `mirrored`, those from `4 * len(view)` on are the mirror images and their turns.
 
     Raises:
         InputError: fewer classes than P, or no categories where they are to be balanced.
     """
     options = config.model_dump(exclude={"kind"})
-    quarters = np.arange(QUARTERS if turned else 1)[:, None]
-    labels = (view.labels + quarters * view.images.meta.num_classes).reshape(-1)
+    apart = np.arange(looks(turned))[:, None]
+    labels = (view.labels + apart * view.images.meta.num_classes).reshape(-1)
     if config.kind == "covering":
         return CoveringBatches(labels, seed=seed, **options)
     if view.categories is None:
         raise InputError(f"{view.images.path}: sampler.kind category, but the images have none; set it to covering")
-    return CategoryBatches(labels, np.tile(view.categories, len(quarters)), seed=seed, **options)
+    return CategoryBatches(labels, np.tile(view.categories, len(apart)), seed=seed, **options)
 
 
 def framing_of(config: ImageRunConfig, encoder: ImageEncoder, images: ImageSet) -> Framing:
@@ -133,8 +135,8 @@ class TrainingBatches:
     ) -> None:
         data, self.seed = config.data, config.loop.seed
         self.sampler = make_sampler(view, config.sampler, self.seed, turned=data.turned_classes)
-        turns = np.arange(QUARTERS if data.turned_classes else 1)[:, None] * view.images.meta.num_classes
-        self.classes = torch.from_numpy(np.unique(view.labels + turns).astype(np.int64))
+        apart = np.arange(looks(data.turned_classes))[:, None] * view.images.meta.num_classes
+        self.classes = torch.from_numpy(np.unique(view.labels + apart).astype(np.int64))
         self.augment: Augment = data.augment
         self.resident: ResidentImages | None = None
         self.batches: ImageBatches | None = None

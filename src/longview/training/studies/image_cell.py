@@ -87,7 +87,7 @@ def image_cell(config: ImageRunConfig, steps: int, source: CellImages) -> Genera
     return {
         "seed": config.loop.seed,
         "steps": steps,
-        "metrics": unseen_metrics(trainer.encoder, source.test(framing)),
+        "metrics": unseen_metrics(trainer.evaluated, source.test(framing)),
         "loss": float(loss),
         "seconds": {"step": seconds},
         "memory_bytes": memory_bytes(trainer),
