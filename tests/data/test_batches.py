@@ -47,6 +47,20 @@ def epoch(batches: TrainingBatches, number: int, first: int = 0) -> list[list[li
     return [sequences(batch) for batch in batches.epoch(number, first)]
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_only_next_events_with_a_wanted_action_count(data: PreparedData, ties: bool) -> None:
+    bits = 0b100  # an event's actions are the bits of its row, which is its item
+    batches = TrainingBatches(data, max_length=50, target_actions=bits, shuffle_ties=ties)
+    seen = 0
+    for batch in batches.epoch(0):
+        assert batch.targets is not None
+        assert batch.counted is not None
+        assert batch.counted.tolist() == [bool(target & bits) for target in batch.targets.tolist()]
+        seen += int(batch.counted.sum())
+    assert seen > 0
+    assert next(iter(TrainingBatches(data, max_length=50).epoch(0))).counted is None
+
+
 def test_training_sequences_stop_before_validation_and_target_the_next_item(data: PreparedData) -> None:
     (batch,) = TrainingBatches(data, max_length=100, batch_size=100).epoch(0)
     assert sorted(sequences(batch)) == [list(range(6, 12)), list(range(15, 32)), [35]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -37,6 +39,13 @@ def test_real_rows_stay_and_padding_follows_in_sequences_of_its_own(lengths: lis
     assert filled.counted is not None
     assert filled.counted.tolist() == [i < batch.num_tokens for i in range(capacity.tokens)]
     assert not filled.counted[-1], "an empty sequence at the very end would share the last real token's place"
+
+
+def test_what_did_not_count_before_does_not_count_in_a_padded_batch() -> None:
+    batch = replace(batch_of([3, 2]), counted=torch.tensor([True, False, True, False, False]))
+    counted = padded(batch, Capacity(16, 4), LONGEST).counted
+    assert counted is not None
+    assert counted.tolist() == [True, False, True] + [False] * 13
 
 
 @given(tokens=st.integers(1, 10**6), sequences=st.integers(1, 4096), longest=st.integers(1, 10**4))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from longview.data.columns import FLAG_VALUES
 from longview.data.ids import Dictionary, number_in_order
-from longview.errors import InputError
+from longview.errors import InputError, suggestion
 
 if TYPE_CHECKING:
     import polars as pl
@@ -48,6 +48,23 @@ def action_bits(
             names += _names(column, values.gather(order), names)
         tables.append(bits)
     return tuple(names), tables
+
+
+def bits_of(names: Sequence[str], known: Sequence[str], setting: str) -> int:
+    """Return the bitmask of the actions `names`; `known` are those of a data set, bit 0 first.
+
+    Example:
+        >>> bits_of(["buy", "view"], ["view", "click", "buy"], "loss.actions")
+        5
+
+    Raises:
+        InputError: an action that is not known; the message says which `setting` asks for it, and what there is.
+    """
+    for name in names:
+        if name not in known:
+            have = f"the data has {', '.join(known)}" if known else "the data has no actions (prepare --action)"
+            raise InputError(f"{setting}: no action {name!r}{suggestion(name, known)}; {have}")
+    return sum(1 << known.index(name) for name in dict.fromkeys(names))
 
 
 def _names(column: str, values: pl.Series, taken: Sequence[str]) -> list[str]:

@@ -31,8 +31,8 @@ class JaggedBatch:
     `items` (total,) int64 catalogue indices; `offsets` (batch + 1,) int64; `timestamps` (total,) int64 seconds
     or None; `actions` (total,) int64 bitmasks or None; `strengths` (total, s) float32, NaN where an event has none;
     `targets` (total,) int64, the item after each event (training only; −1 at those that train no query); `counted`
-    (total,) bool, false for the padding at the end that fills a batch to a fixed shape (`data.padding`), or None where
-    nothing is padding.
+    (total,) bool, false where a target trains nothing: the padding at the end that fills a batch to a fixed shape
+    (`data.padding`), and next events without an action that is wanted; None where all count.
 
     `context` (batch, features) int64 codes of each user, 0 unknown. `target_lengths` (batch,) int64: so many tokens at
     the end of each sequence are candidates, `labels` (candidates, tasks) float32 what came of them, NaN unknown.
@@ -104,11 +104,12 @@ def gather(
     targets: bool = False,
     shuffle_ties: np.random.Generator | None = None,
     inputs: Inputs | None = None,
+    target_actions: int = 0,
 ) -> JaggedBatch:
     """Return events [starts, ends) of `data` as a batch; with `targets`, each row's next event as its target.
 
-    `inputs` adds strengths and context. `shuffle_ties` draws a new order of the events of one history that share a
-    timestamp (the target included).
+    With `target_actions`, a bitmask, only next events with one of these actions count. `inputs` adds strengths and
+    context. `shuffle_ties` draws a new order of the events of one history that share a timestamp (the target included).
     """
     rows, offsets = jagged_rows(starts, ends)
     following = rows + 1
@@ -120,9 +121,15 @@ def gather(
         timestamps=None if data.timestamps is None else _column(data.timestamps, rows),
         actions=None if data.actions is None else _column(data.actions, rows),
         targets=_column(data.items, following) if targets else None,
+        counted=_with_action(data, following, target_actions) if target_actions else None,
         strengths=strengths_of(inputs, rows),
         context=context_of(inputs, data, starts),
     )
+
+
+def _with_action(data: PreparedData, rows: Rows, bits: int) -> Tensor:
+    assert data.actions is not None, "whoever asks for actions has looked whether there are any"
+    return torch.from_numpy((data.actions[rows] & bits) != 0)
 
 
 def strengths_of(inputs: Inputs | None, rows: Rows) -> Tensor | None:
@@ -168,6 +175,7 @@ class TrainingBatches:
             order within a day means nothing, this teaches the model so.
         stochastic_length: which of the long ones train whole. Where load is balanced, `token_budget` holds on average.
         inputs: strengths and context that the model reads too.
+        target_actions: bitmask; next events with none of these actions train nothing. 0: all train.
         seed: order and windows depend on (seed, epoch) alone, so a run resumes at any (epoch, step), where load is
             balanced with the `tensors` that it had there.
         share: which part of each batch this process trains on.
@@ -184,10 +192,12 @@ class TrainingBatches:
         shuffle_ties: bool = False,
         stochastic_length: StochasticLengthConfig | None = None,
         inputs: Inputs | None = None,
+        target_actions: int = 0,
         seed: int = 0,
         share: Share | None = None,
     ) -> None:
         check_size(batch_size, token_budget)
+        self.target_actions = target_actions
         self.data, self.inputs, self.share = data, inputs, share or Share()
         self.max_length, self.batch_size, self.token_budget = max_length, batch_size, token_budget
         self.windows, self.shuffle_ties, self.seed = windows, shuffle_ties, seed
@@ -221,7 +231,15 @@ class TrainingBatches:
                 drawn = self._balancer.draw(end - start, size / self.share.world, np.random.default_rng((*place, 1)))
                 start = end - drawn
             ties = np.random.default_rng(place) if self.shuffle_ties else None
-            yield gather(self.data, start, end, targets=True, shuffle_ties=ties, inputs=self.inputs)
+            yield gather(
+                self.data,
+                start,
+                end,
+                targets=True,
+                shuffle_ties=ties,
+                inputs=self.inputs,
+                target_actions=self.target_actions,
+            )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint must keep besides (epoch, step)."""

@@ -1,8 +1,8 @@
 """Batches filled up to a few fixed shapes, for what is recorded once for a shape and repeated: CUDA graphs.
 
 Padding is tokens of item 0 at the end of a batch, in sequences of their own that no real token sees. `counted` is
-false for them, so that the loss leaves them out and their gradients are zero. Where requests are ranked, the last of
-them are candidates of which nothing is known.
+false for them too, so that the loss leaves them out and their gradients are zero. Where requests are ranked, the last
+of them are candidates of which nothing is known.
 
 A model that selects rows (truncation, streams) keeps a fixed number of them, too: `fixed_size`, with what is missing
 again in sequences of its own (`models.layout`).
@@ -104,7 +104,8 @@ def padded(batch: JaggedBatch, capacity: Capacity, max_length: int, candidates: 
         columns["target_lengths"] = torch.cat([batch.target_lengths, ahead.diff(prepend=ahead.new_zeros(1))])
         unknown = batch.labels.new_full((more, batch.labels.shape[1]), torch.nan)
         columns["labels"] = torch.cat([batch.labels, unknown])
-    filled = replace(batch, **columns, counted=torch.arange(capacity.tokens) < batch.num_tokens)
+    counted = batch.items.new_ones(batch.num_tokens, dtype=torch.bool) if batch.counted is None else batch.counted
+    filled = replace(batch, **columns, counted=_filled("counted", counted, extra))
     # Of the shape, not of the batch: nothing depends on what is in it.
     vars(filled)["max_length"] = max_length + candidates
     return filled

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from longview.errors import InputError
 from longview.models.layer_config import AttentionConfig, LayerConfig
+from longview.models.layer_start import start_as_look_up, start_at_random
 from longview.models.layout import Extension, Hidden, Layout
 from longview.models.products import Precision, in_8_bits, linear
 from longview.ops.attention import newest_rows_attention, semi_local_attention
@@ -69,9 +70,9 @@ class HSTULayer(nn.Module):
             recompute_uvqk=layer.recompute == "all",
             recompute_gated=layer.recompute != "none",
         )
-        for product in (self.uvqk, self.output):
-            nn.init.xavier_uniform_(product.weight)
-            nn.init.zeros_(product.bias)
+        start_at_random(self.uvqk, self.output)
+        if layer.start == "mimetic":
+            start_as_look_up(self.uvqk, self.output, self.sizes, self.d_qk, self.alpha)
         # A first look at all distances alike: the bias starts at zero.
         self.position_bias = nn.Parameter(torch.zeros(heads, max_length)) if attention.position_bias else None
         self.time_bias = nn.Parameter(torch.zeros(heads, attention.num_time_buckets)) if attention.time_bias else None

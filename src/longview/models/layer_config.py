@@ -45,6 +45,10 @@ class LayerConfig(Config):
     norm: Literal["row", "head"] = Field(default="row", description="normalise A over all heads or per head")
     alpha: Literal["sqrt", "linear"] = Field(default="sqrt", description="scores times 1/√d_qk or 1/d_qk")
     scale_length: float | None = Field(default=None, gt=0, description="SiLU scores / this; default max_length")
+    start: Literal["random", "mimetic"] = Field(
+        default="random",
+        description="weights before training: at random, or as a look-up of earlier events like the newest",
+    )
     recompute: Literal["all", "cheap", "none"] = Field(
         default="cheap",
         description="on a GPU, what backward computes again: all, all but the projection, or nothing",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from longview.config import Config, load_yaml, override, parse
 from longview.data.labels import TaskConfig
@@ -48,6 +48,18 @@ class LossConfig(Config):
     logq: bool = Field(default=True, description="correct scores of non-uniform samples by their log probability")
     temperature: float = Field(default=1.0, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    actions: tuple[str, ...] = Field(
+        default=(), description="train only on next events with one of these actions, such as buy; empty = on all"
+    )
+
+    @model_validator(mode="after")
+    def _negatives_fit(self) -> LossConfig:
+        if self.actions and self.kind == "sampled" and self.sampling == "in-batch":
+            raise ValueError(
+                "loss.actions leaves few targets in a batch, so they are no sample of the catalogue: "
+                "set loss.sampling popularity or uniform, or loss.kind full"
+            )
+        return self
 
 
 class RankingConfig(Config):
@@ -118,6 +130,15 @@ class RunConfig(Config):
     ranking: RankingConfig = RankingConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _loss_fits_task(self) -> RunConfig:
+        if self.loss.actions and self.task != "retrieval":
+            raise ValueError(
+                f"loss.actions chooses the next events that retrieval trains on, and task is {self.task}: "
+                "set task retrieval, or leave loss.actions out"
+            )
+        return self
 
     def candidates_at_most(self) -> int:
         """Return the most candidates behind a history."""

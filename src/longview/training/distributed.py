@@ -171,6 +171,7 @@ def sum_gradients(model: nn.Module, loss: Tensor, terms: int) -> Tensor:
     flat = torch.cat([*ours, loss.detach().new_tensor([*used, terms]), loss.detach().reshape(1) * terms])
     dist.all_reduce(flat)
     *sums, anywhere, count, loss_sum = torch.split(flat, [*(p.numel() for p in parameters), len(parameters), 1, 1])
+    count = count.clamp(min=1)
     for parameter, gradient, users in zip(parameters, sums, anywhere.tolist(), strict=True):
         parameter.grad = (gradient / count).view_as(parameter) if users else None
     mean: Tensor = (loss_sum / count).squeeze(0)

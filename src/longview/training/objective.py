@@ -9,6 +9,7 @@ from longview.data.batches import JaggedBatch
 from longview.data.dataset import PreparedData
 from longview.errors import InputError
 from longview.models.retriever import Retriever
+from longview.ops.collectives import ranks
 from longview.ops.softmax_loss import full_softmax_loss, sampled_softmax_loss
 from longview.training.config import LossConfig
 from longview.training.negatives import NegativeSampler
@@ -47,6 +48,8 @@ class Objective:
     def of_queries(self, model: Retriever, queries: Tensor, targets: Tensor, counted: Tensor | None = None) -> Tensor:
         """Return the mean loss of `queries` (n, width) whose next items are `targets` (n,), where `counted` (n,)."""
         items, self.terms = model.item_vectors(), len(queries)
+        if self.config.actions and counted is not None and ranks()[0] > 1:  # alone, nobody asks for their number
+            self.terms = int(counted.sum())
         if self.sampler is None:
             return full_softmax_loss(
                 queries,

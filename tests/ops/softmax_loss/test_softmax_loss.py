@@ -318,9 +318,17 @@ class TestRowsThatDoNotCount:
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b)
 
-    def test_at_least_one_row_counts(self) -> None:
-        with pytest.raises(InputError, match="leaves no row"):
-            full_softmax_loss(*problem(), counted=torch.zeros(23, dtype=torch.bool))
+    @pytest.mark.parametrize("kind", ["full", "sampled"])
+    def test_where_none_counts_loss_and_gradients_are_zero(self, kind: str) -> None:
+        queries, items, targets = problem()
+        none = torch.zeros(23, dtype=torch.bool)
+        if kind == "full":
+            found = value_and_gradients(full_softmax_loss, queries, items, targets, counted=none)
+        else:
+            found = value_and_gradients(
+                sampled_softmax_loss, queries, items, targets, negatives_of(4, 17), counted=none
+            )
+        assert all(bool((part == 0).all()) for part in found)
 
     @pytest.mark.parametrize("counted", [torch.ones(5, dtype=torch.bool), torch.ones(23)])
     def test_it_is_a_boolean_a_query(self, counted: Tensor) -> None:

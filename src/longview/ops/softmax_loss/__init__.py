@@ -41,8 +41,8 @@ def full_softmax_loss(
         targets: (n,) int64 catalogue indices.
         temperature: positive; divides the logits.
         label_smoothing: in [0, 1): the weight spread evenly over the catalogue.
-        counted: (n,) bool, at least one true: the mean is over these rows; the others, padding, only take room. They
-            have no gradient and give none. None = all rows.
+        counted: (n,) bool: the mean is over these rows; the others only take room, have no gradient and give none.
+            Where none counts, the loss is 0. None = all rows.
         block: queries a block; by default 8 MB of logits on a CPU, 512 MB on an accelerator (and 64 rows at least).
         path: `blocked`, `triton` (logits stay in registers) or `triton-blocked` (kernels write blocks of weights; the
             full softmax alone); None = the kernels that `path.py` says pay on a GPU, else blocks.
@@ -128,8 +128,6 @@ def _only_counted(queries: Tensor, counted: Tensor | None) -> Tensor:
         return queries
     if counted.shape != queries.shape[:1] or counted.dtype != torch.bool:
         raise InputError(f"counted must be ({len(queries)},) bool, one a query, got {_of(counted)}")
-    if counted.device.type == "cpu" and not bool(counted.any()):
-        raise InputError("counted leaves no row out of which a mean could be made")
     return torch.where(counted[:, None], queries, 0)
 
 

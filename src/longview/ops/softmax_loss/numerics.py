@@ -65,13 +65,13 @@ def exponentiate_(logits: Tensor, bounded: bool, floor: Tensor | None = None) ->
 
 
 def mean_of(losses_n: Tensor, counted_n: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the mean of the losses of the rows that count (None: all of them), a scalar.
+    """Return the mean of the losses of the rows that count (None: all of them), a scalar; 0 where none counts.
 
     Also return what gradients of the mean over all rows are to be multiplied by, a scalar, or None for nothing.
     """
     if counted_n is None:
         return losses_n.mean(), None
-    number = counted_n.sum()
+    number = counted_n.sum().clamp(min=1)
     return torch.where(counted_n, losses_n, 0).sum() / number, len(losses_n) / number
 
 

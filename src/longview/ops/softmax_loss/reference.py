@@ -47,7 +47,7 @@ def sampled_softmax_loss(
 
 
 def _mean(losses: Tensor, counted: Tensor | None) -> Tensor:
-    return losses.mean() if counted is None else losses[counted].mean()
+    return losses.mean() if counted is None else losses[counted].sum() / counted.sum().clamp(min=1)
 
 
 def query_groups(num_queries: int, negatives: Tensor, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from longview.data.actions import bits_of
 from longview.data.batches import TrainingBatches
 from longview.data.stochastic_length import StochasticLengthConfig
 from longview.errors import InputError
@@ -25,6 +26,7 @@ class RetrievalGoal(Goal):
     def check(self) -> None:
         metric_k(self.config.loop.metric)
         self._require_validation()
+        self._target_actions()
 
     def batches(self) -> TrainingBatches:
         config = self.config
@@ -32,10 +34,14 @@ class RetrievalGoal(Goal):
             self.data,
             max_length=config.model.max_length,
             inputs=self.inputs,
+            target_actions=self._target_actions(),
             seed=config.loop.seed,
             share=share(),
             **{**dict(config.batches), "stochastic_length": self._stochastic_length()},
         )
+
+    def _target_actions(self) -> int:
+        return bits_of(self.config.loss.actions, self.data.meta.actions, "loss.actions")
 
     def _stochastic_length(self) -> StochasticLengthConfig | None:
         """Return the configuration with the load of this model's attention: linear in the length, or quadratic."""

@@ -199,6 +199,17 @@ def test_actions_build_on_each_other_and_take_longer(made: Histories) -> None:
     assert made.watch[buy].mean() > made.watch[like & ~buy].mean() > made.watch[~click].mean() > 0
 
 
+@pytest.mark.parametrize("bought", ["identity", ["recall-60", "identity"]])
+def test_answers_may_be_what_is_bought_and_nothing_else_changes(bought: str | list[str]) -> None:
+    plain, made = histories(tiny(users=8)), histories(tiny(users=8, bought=bought))
+    wanted = np.any([of(made, name) for name in ([bought] if isinstance(bought, str) else bought)], axis=0)
+    np.testing.assert_array_equal(made.action & 8 > 0, wanted)
+    assert (made.action[wanted] == 15).all()
+    np.testing.assert_array_equal((made.action & 7)[~wanted], (plain.action & 7)[~wanted])
+    for name in ("item", "time", "component", "distance"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(plain, name))
+
+
 def test_a_click_follows_from_the_last_of_the_habit(made: Histories) -> None:
     config = made.catalogue.config
     click = made.action >> 1 & 1

@@ -33,6 +33,10 @@ from tests.data.simulator.lifelong.worlds import tiny
         ({"windows": [8]}, "an oracle sees at least 64 events"),
         ({"days": 20}, "without a pause; set days to"),
         ({"ending": "recall"}, "ending 'recall' is no component of this world; there are: recall-256, recall-1024"),
+        (
+            {"bought": ["identity", "season"]},
+            "bought 'season' is no habit of this world; there are: recall-256, recall-1024",
+        ),
         ({"band": []}, "unknown key 'band' (did you mean 'bands'?)"),
     ],
 )

@@ -33,10 +33,11 @@ def chosen_otherwise(draws: Draws, made: Histories, row: int, shift: int) -> Dra
     return replace(draws, uniform={**draws.uniform, "item": item})
 
 
-@pytest.fixture(scope="module")
-def world() -> tuple[Draws, Histories]:
-    draws = draw(CONFIG, 0, CONFIG.users)
-    return draws, unfold(make_catalogue(CONFIG), draws)
+@pytest.fixture(scope="module", params=[(), ("identity", "recall-200")], ids=["any bought", "answers bought"])
+def world(request: pytest.FixtureRequest) -> tuple[Draws, Histories]:
+    config = CONFIG.model_copy(update={"bought": request.param})
+    draws = draw(config, 0, config.users)
+    return draws, unfold(make_catalogue(config), draws)
 
 
 @pytest.mark.parametrize("component", ["recall-60", "recall-200", "identity", "season"])

@@ -29,10 +29,21 @@ def open_click(catalogue: Catalogue, item: Ints, match: Bools) -> Floats:
     return sigmoid(catalogue.quality[item, 0] + MATCH * match)
 
 
-def chances(catalogue: Catalogue, item: Ints, click: Floats) -> Floats:
-    """Return (n, 3) the probabilities of click, like and buy, given that of a click."""
+def bought_answers(catalogue: Catalogue, item: Ints, introduced: Bools) -> Bools:
+    """Return which items (n,), inner numbers, are surely bought: answers of `config.bought`, not what is introduced."""
+    slot = item // catalogue.config.choices
+    found = np.zeros(len(item), bool)
+    for family in catalogue.families:
+        if family.name in catalogue.config.bought:
+            found |= (slot >= family.first_slot) & (slot < family.first_slot + family.slots)
+    return found & ~introduced
+
+
+def chances(catalogue: Catalogue, item: Ints, click: Floats, bought: Bools) -> Floats:
+    """Return (n, 3) the probabilities of click, like and buy, given that of a click; `bought` are those surely so."""
     like = click * sigmoid(catalogue.quality[item, 1])
-    return np.stack([click, like, like * sigmoid(catalogue.quality[item, 2])], 1)
+    buy = np.zeros_like(like) if catalogue.config.bought else like * sigmoid(catalogue.quality[item, 2])
+    return np.where(bought[:, None], 1.0, np.stack([click, like, buy], 1))
 
 
 def expected_watch(catalogue: Catalogue, item: Ints, chances: Floats) -> Floats:
@@ -44,13 +55,17 @@ def expected_watch(catalogue: Catalogue, item: Ints, chances: Floats) -> Floats:
 
 
 def act(
-    catalogue: Catalogue, item: Ints, click: Bools, liking: Floats, normal: npt.NDArray[np.float32]
+    catalogue: Catalogue, item: Ints, click: Bools, liking: Floats, normal: npt.NDArray[np.float32], bought: Bools
 ) -> tuple[Ints, npt.NDArray[np.float32]]:
-    """Return the action bitmask and the seconds watched of every event, given which are clicked."""
+    """Return the action bitmask and the seconds watched of every event, given which are clicked.
+
+    Those `bought` surely are clicked and liked, too.
+    """
     quality = catalogue.quality[item]
     like_chance = sigmoid(quality[:, 1])
-    like = click & (liking < like_chance)
-    buy = click & (liking < like_chance * sigmoid(quality[:, 2]))
+    click = click | bought
+    like = (click & (liking < like_chance)) | bought
+    buy = bought if catalogue.config.bought else click & (liking < like_chance * sigmoid(quality[:, 2]))
     longer = click * LONGER[0] + like * LONGER[1] + buy * LONGER[2]
     watch = np.exp((BASE + QUALITY * quality[:, 0] + longer + SPREAD * normal).astype(np.float32))
     return 1 + 2 * click.astype(np.int64) + 4 * like + 8 * buy, watch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from longview.config import Config
 from longview.errors import InputError
@@ -82,12 +82,21 @@ class LifelongConfig(Config):
     session_length: float = Field(default=30.0, ge=1, description="events of a session, in the mean")
     click_again: float = Field(default=0.85, ge=0, le=1, description="P(click) where the habit's last was clicked")
     click_before: float = Field(default=0.15, ge=0, le=1, description="P(click) where it was not")
+    bought: tuple[str, ...] = Field(
+        default=(),
+        description="components (of habits or traits) whose answers are always bought, and nothing else ever is",
+    )
     oracle_events: int = Field(default=16, ge=1, description="newest events of each user that the oracle describes")
-    ending: str | None = Field(
-        default=None,
-        description="component of the last event: what follows a user's last event of this kind is cut off",
+    ending: tuple[str, ...] = Field(
+        default=(),
+        description="components of the last event: what follows a user's last event of these kinds is cut off",
     )
     windows: tuple[int, ...] = Field(default=(256, 1_024, 4_096, 16_384), description="visible events of an oracle")
+
+    @field_validator("ending", "bought", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else () if value is None else value
 
     @property
     def step_length(self) -> float:
@@ -183,8 +192,13 @@ class LifelongConfig(Config):
         if len({band.distance for band in self.bands}) < len(self.bands):
             raise ValueError("two bands have the same distance; merge them by adding their shares")
         known = component_names(self)
-        if self.ending is not None and self.ending not in known:
-            raise ValueError(f"ending {self.ending!r} is no component of this world; there are: {', '.join(known)}")
+        for name in self.ending:
+            if name not in known:
+                raise ValueError(f"ending {name!r} is no component of this world; there are: {', '.join(known)}")
+        habits = [family.name for family in self.families]
+        for name in self.bought:
+            if name not in habits:
+                raise ValueError(f"bought {name!r} is no habit of this world; there are: {', '.join(habits) or 'none'}")
         self._check_lengths()
         return self
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from longview.data.simulator.lifelong.actions import act, open_click
+from longview.data.simulator.lifelong.actions import act, bought_answers, open_click
 from longview.data.simulator.lifelong.catalogue import Catalogue, make_catalogue
 from longview.data.simulator.lifelong.config import LifelongConfig, component_names
 from longview.data.simulator.lifelong.draws import Draws, draw
@@ -78,9 +78,10 @@ def ended(made: Histories) -> Histories:
     Which kinds come when does not depend on what is chosen, so the chances of the last item are what they were.
     """
     config = made.catalogue.config
-    if config.ending is None:
+    if not config.ending:
         return made
-    wanted = made.component == component_names(config).index(config.ending)
+    names = component_names(config)
+    wanted = np.isin(made.component, [names.index(name) for name in config.ending])
     user = np.repeat(np.arange(made.num_users), np.diff(made.offsets))
     np.maximum.at(last := np.zeros(made.num_users, np.int64), user[wanted], np.flatnonzero(wanted) + 1)
     end = np.where(last >= made.offsets[:-1] + 2, last, made.offsets[1:])
@@ -130,7 +131,8 @@ def _assemble(
     match[opened.rows] = (opened.distance > 0) & (catalogue.successors[before] == opened.item[:, None]).any(1)
     click = draws.uniform["click"] < open_click(catalogue, item, match)
     click[habits.rows] = habits.click
-    action, watch = act(catalogue, item, click, draws.uniform["liking"], draws.normal)
+    bought = bought_answers(catalogue, item, schedule.kind == schedule.introduction)
+    action, watch = act(catalogue, item, click, draws.uniform["liking"], draws.normal, bought)
     return Histories(
         catalogue, draws.first_user, draws.offsets, item, schedule.time, action, watch, component, distance
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from longview.data.simulator.lifelong.actions import chances, expected_watch, open_click
+from longview.data.simulator.lifelong.actions import bought_answers, chances, expected_watch, open_click
 from longview.data.simulator.lifelong.catalogue import FOLLOWERS, Catalogue
 from longview.data.simulator.lifelong.past import Past
 
@@ -65,7 +65,7 @@ def predict(past: Past, rows: Ints, window: int | None = None, items: Ints | Non
         if len(at):
             probability[at], better[at], tied[at] = levels(past, rows[at], target[at], visible)
     click = _click(past, rows, target, visible)
-    found = chances(catalogue, target, click)
+    found = chances(catalogue, target, click, bought_answers(catalogue, target, shown))
     return Prediction(probability, better, tied, found, expected_watch(catalogue, target, found))
 
 
