@@ -22,7 +22,12 @@ POLICIES: dict[str, DriftPolicy] = {
     "moving average, slow, by its batch": MovingAverage(rate=0.6, anchor="batch"),
     "axbn": AdaptiveMomentMatching(),
     "axbn, variance, gain a dimension": AdaptiveMomentMatching(filter="variance", gain="dimension"),
+    "axbn, noise of the sampler": AdaptiveMomentMatching(noise="sampler"),
+    "axbn, noise of the sampler, variance, gain a dimension": AdaptiveMomentMatching(
+        noise="sampler", filter="variance", gain="dimension"
+    ),
     "axbn, constant noise": AdaptiveMomentMatching(noise="constant", process="constant"),
+    "axbn, constant observation noise": AdaptiveMomentMatching(noise="constant"),
     "axbn, against the memory": AdaptiveMomentMatching(anchor="memory", filter="variance"),
 }
 
@@ -57,16 +62,17 @@ def test_kernels_tell_what_the_operations_do(name: str) -> None:
         state = expected.state
 
 
+@pytest.mark.parametrize("name", ["axbn", "axbn, noise of the sampler"])
 @pytest.mark.parametrize(("rows", "width"), [(1, 3), (45, 20), (70, 33)])
-def test_batches_of_any_size(rows: int, width: int) -> None:
+def test_batches_of_any_size(rows: int, width: int, name: str) -> None:
     source = torch.Generator().manual_seed(rows)
     state = empty(width)
     for step in range(3):
         z = torch.randn(rows, width, generator=source).to(DEVICE)
         y = torch.randint(rows // 3 + 1, (rows,), generator=source).to(DEVICE)
-        expected = observe(POLICIES["axbn"], 1e-6, z, y, state, kernels=False)
+        expected = observe(POLICIES[name], 1e-6, z, y, state, kernels=False)
         if step:
-            assert_alike(observe(POLICIES["axbn"], 1e-6, z, y, state, kernels=True), expected)
+            assert_alike(observe(POLICIES[name], 1e-6, z, y, state, kernels=True), expected)
         state = expected.state
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from longview.errors import InputError
 from longview.metric_learning.checks import check_batch
 from longview.metric_learning.cross_batch import CrossBatchLoss
+from longview.metric_learning.drift import DriftState
 from longview.metric_learning.moments import batch_moments
 
 AGREEMENT = 0.5  # a memory whose gradient points further away than 60 degrees from the fresh one's is warned of
@@ -97,6 +98,7 @@ class DriftDiagnostics:
             "share_of_loss_from_memory": self._share(),
             "gain": {"mean": float(state.gain[0].mean()), "std": float(state.gain[1].mean())},
             "drift": {"mean": float(state.drift[0]), "std": float(state.drift[1])},
+            "noise": dict(zip(("mean", "std"), _learned_noise(state).tolist(), strict=True)),
             "memory": {
                 "rows": len(ages),
                 "mean_age": float(ages.mean()) if len(ages) else 0.0,
@@ -211,6 +213,11 @@ class DriftDiagnostics:
     def _say(self, message: str) -> None:
         self.warnings.append(message)
         warnings.warn(message, MemoryWarning, stacklevel=4)
+
+
+def _learned_noise(state: DriftState) -> Tensor:
+    """Return what batches differ by from the population, squared, (2,): 0 where the policy does not learn it."""
+    return ((1 - state.gain) * state.evidence[1]).mean(1)
 
 
 def _distance(rows: Tensor, current: Tensor) -> float:

@@ -26,14 +26,18 @@ class DriftState(NamedTuple):
     """What a policy remembers of the population: all tensors, so that it is saved and resumed bit for bit.
 
     moments: (2, d), mean and standard deviation "now". error: (2, d), the filter's variance of each. drift: (2, 1),
-    what the population moves a step, squared. Both are in units of the population's variance. gain: (2, d), the
-    weight that the newest batch got. steps: () int64 on the CPU, batches seen.
+    what the population moves a step, squared. gain: (2, d), the weight that the newest batch got. surprise: (2, d),
+    what the newest batch differed by from what was expected of it. evidence: (2, 2, d), averages of what of a surprise
+    the next batch confirmed, and of surprises squared. Squares are in units of the population's variance. steps: ()
+    int64 on the CPU, batches seen.
     """
 
     moments: Tensor
     error: Tensor
     drift: Tensor
     gain: Tensor
+    surprise: Tensor
+    evidence: Tensor
     steps: Tensor
 
     @classmethod
@@ -45,6 +49,8 @@ class DriftState(NamedTuple):
             torch.zeros_like(moments),
             torch.zeros(2, 1, dtype=dtype),
             torch.ones_like(moments),
+            torch.zeros_like(moments),
+            torch.zeros(2, 2, width, dtype=dtype),
             torch.zeros((), dtype=torch.int64),
         )
 

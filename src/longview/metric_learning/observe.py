@@ -1,7 +1,7 @@
 """A batch seen by a drift policy: its moments, the policy's next state, and its rows as they are stored.
 
-In plain torch the policies are some seventy operations on vectors. On a GPU their launches would cost a small encoder's
-step a tenth, so two kernels compute the same there (`ops.drift_filter`), to the last digits of float32.
+In plain torch the policies are up to seventy operations on vectors. On a GPU their launches would cost a small
+encoder's step a tenth, so two kernels compute the same there (`ops.drift_filter`), to the last digits of float32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from longview.metric_learning.drift import DriftPolicy, DriftState, MomentMatching, MovingAverage
 from longview.metric_learning.kalman import AdaptiveMomentMatching
 from longview.metric_learning.moments import Reduce, batch_moments
-from longview.ops.drift_filter import Filter, filtered, why_not
+from longview.ops.drift_filter import Before, Filter, filtered, why_not
 
 
 class Observation(NamedTuple):
@@ -47,10 +47,10 @@ def observe(
         kernels = values.is_cuda and reduce is None and not first and why_not(values) is None
     setting = filter_of(policy, floor) if kernels else None
     if setting is not None:
-        moments, error, gain, own, drift, stored = filtered(
-            setting, values, labels, state.moments, state.error, state.drift
-        )
-        return Observation(DriftState(moments, error, drift, gain, state.steps + 1), own, stored)
+        before = Before(state.moments, state.error, state.gain, state.surprise, state.evidence, state.drift)
+        got = filtered(setting, values, labels, before)
+        after = DriftState(got.moments, got.error, got.drift, got.gain, got.surprise, got.evidence, state.steps + 1)
+        return Observation(after, got.own, got.stored)
     found = batch_moments(values, labels if policy.wants_noise else None, reduce=reduce, floor=floor)
     new, own = policy.update(state, found), found.values
     if policy.anchor == "memory":
@@ -75,6 +75,7 @@ def filter_of(policy: DriftPolicy, floor: float) -> Filter | None:
             shared=policy.gain == "shared",
             sampled=policy.noise == "sampler",
             learned=policy.process == "innovations",
+            weighed=policy.noise == "innovations",
         )
     return None
 

@@ -23,8 +23,8 @@ class Filter(NamedTuple):
 
     kind: `xbn`, `axbn` or `moving-average`, whose weight of the newest batch is `rate`; with `learned`, `rate` is that
     of the newest innovation. anchor: which moments the rows are standardised by, `memory` for none. squared: the
-    variance is filtered. shared: one gain. sampled: the noise follows from the classes, otherwise it is `noise`.
-    floor: least standard deviation.
+    variance is filtered. shared: one gain. sampled: the noise follows from the classes; weighed: both noises follow
+    from the innovations; otherwise it is `noise`. floor: least standard deviation.
     """
 
     kind: Literal["xbn", "axbn", "moving-average"]
@@ -36,17 +36,34 @@ class Filter(NamedTuple):
     shared: bool = False
     sampled: bool = False
     learned: bool = False
+    weighed: bool = False
 
 
 class Filtered(NamedTuple):
-    """moments, error, gain, own: (2, d). drift: (2, 1). stored: (b, d), for the anchor `memory` the rows as given."""
+    """moments, error, gain, own, surprise: (2, d). evidence: (2, 2, d). drift: (2, 1). stored: (b, d).
+
+    For the anchor `memory` rows are stored as given. surprise and evidence are new where they are `weighed` only.
+    """
 
     moments: Tensor
     error: Tensor
     gain: Tensor
     own: Tensor
+    surprise: Tensor
+    evidence: Tensor
     drift: Tensor
     stored: Tensor
+
+
+class Before(NamedTuple):
+    """The state before a batch: moments, error, gain, surprise (2, d); evidence (2, 2, d); drift (2, 1). float32."""
+
+    moments: Tensor
+    error: Tensor
+    gain: Tensor
+    surprise: Tensor
+    evidence: Tensor
+    drift: Tensor
 
 
 def why_not(values: Tensor) -> str | None:
@@ -58,29 +75,26 @@ def why_not(values: Tensor) -> str | None:
     return why_no_triton(values.device)
 
 
-def filtered(
-    setting: Filter, values: Tensor, labels: Tensor, moments: Tensor, error: Tensor, drift: Tensor
-) -> Filtered:
+def filtered(setting: Filter, values: Tensor, labels: Tensor, state: Before) -> Filtered:
     """Return what a batch makes of the state; nothing that is given is changed. Bits do not depend on the run.
 
     Args:
         setting: of the policy; every state but the first, which is the batch's.
         values: (b, d) float32 with b > 0. labels: (b,) int64.
-        moments, error: (2, d) float32. drift: (2, 1) float32.
     """
     from longview.ops.drift_filter import triton_filter as kernels
 
     values, labels = values.contiguous(), labels.contiguous()
-    moments, error, drift = moments.contiguous(), error.contiguous(), drift.contiguous()
+    state = Before(*(part.contiguous() for part in state))
     b, width = values.shape
     padded = padded_dim(width)
     blocks = -(-b // SUM_ROWS) if setting.sampled else 1
-    step = 2 * width
+    step, parts = 2 * width, 7 if setting.weighed else 4
     # One allocation for all that is kept and one for what is not.
-    kept, sums = values.new_empty(4 * step + 2), values.new_empty(blocks * (step + 1))
+    kept, sums = values.new_empty(parts * step + 2), values.new_empty(blocks * (step + 1))
     stored = values if setting.anchor == "memory" else torch.empty_like(values)
     rows = max(1, STORED // padded)
-    name = (alignment(values), alignment(labels), alignment(moments), alignment(error), alignment(drift))
+    name = (alignment(values), alignment(labels), *map(alignment, state))
     with on_device_of(values):
         launch(
             kernels.sum_batch, (blocks, -(-width // SUM_DIMS)), name[:2],
@@ -89,9 +103,12 @@ def filtered(
         )  # fmt: skip
         launch(
             kernels.filter_moments, (1 if setting.anchor == "memory" else -(-b // rows), 1), name,
-            (values, sums, moments, error, drift, kept, stored, b, blocks, setting.noise, setting.rate),
+            (values, sums, *state, kept, stored, b, blocks, setting.noise, setting.rate),
             {"KIND": setting.kind, "ANCHOR": setting.anchor, "SQUARED": setting.squared, "SHARED": setting.shared,
-             "SAMPLED": setting.sampled, "LEARNED": setting.learned, "ROWS": rows, "WIDTH": width, "PADDED": padded},
+             "SAMPLED": setting.sampled, "LEARNED": setting.learned, "WEIGHED": setting.weighed,
+             "ROWS": rows, "WIDTH": width, "PADDED": padded},
         )  # fmt: skip
-    new_moments, new_error, gain, own = kept[: 4 * step].view(4, 2, width).unbind()
-    return Filtered(new_moments, new_error, gain, own, kept[4 * step :].view(2, 1), stored)
+    vectors = kept[:-2].view(parts, 2, width)
+    surprise, evidence = (vectors[4], vectors[5:7]) if setting.weighed else (state.surprise, state.evidence)
+    moments, error, gain, own = vectors[:4].unbind()
+    return Filtered(moments, error, gain, own, surprise, evidence, kept[-2:].view(2, 1), stored)

@@ -1,7 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
 """The kernels of `drift_filter`; their equations are those of `metric_learning.moments` and `metric_learning.kalman`.
 
-What is kept is one vector: moments, error, gain and the batch's own moments, (2, d) each, and drift (2,).
+What is kept is one vector: moments, error, gain and the batch's own moments, (2, d) each; with WEIGHED the surprise
+(2, d), what of the last was confirmed (2, d) and surprises squared (2, d); and drift (2,).
 
 Shapes: b rows, d WIDTH; r anchors and e dimensions of a program.
 """
@@ -98,12 +99,44 @@ def kalman(old_d, new_d, error_d, drift, scale_d, noise_d, inside, rate, LEARNED
     return between(old_d, new_d, gain_d), (1 - gain_d) * before_d, gain_d, drift
 
 
+@triton.jit
+def weigh(
+    surprise_d, gain_d, scale_d, surprise, evidence, kept, dims, inside, first, rate,
+    SHARED: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Return error and gain (d,) and the drift where innovations tell both noises, and write what they told.
+
+    surprise, evidence: the state's, from this moment on (the mean's, or d further the standard deviation's).
+    """
+    then_d = tl.load(surprise + dims, mask=inside, other=0.0)
+    confirmed_d = tl.load(evidence + dims, mask=inside, other=0.0)
+    squares_d = tl.load(evidence + 2 * WIDTH + dims, mask=inside, other=0.0)
+    start_d = tl.div_rn(pooled(surprise_d * surprise_d, inside, SHARED, WIDTH), scale_d)
+    new_d = tl.div_rn(pooled((surprise_d + gain_d * then_d) * then_d, inside, SHARED, WIDTH), scale_d)
+    square_d = tl.div_rn(pooled(then_d * then_d, inside, SHARED, WIDTH), scale_d)
+    known = squares_d > 0
+    confirmed_d = tl.where(known, between(confirmed_d, new_d, rate), start_d)
+    squares_d = tl.where(known, between(squares_d, square_d, rate), start_d)
+    share_d = tl.div_rn(confirmed_d, squares_d)
+    share_d = tl.where(share_d == share_d, share_d, 1.0)  # 0 / 0: nothing moves, no batch differs
+    share_d = tl.minimum(tl.maximum(share_d, 0.0), 1.0)
+    before_d = share_d * squares_d
+    drift = tl.div_rn(tl.sum(tl.where(inside, share_d * before_d, 0.0), 0), WIDTH * 1.0)
+    if first:
+        here = kept + 8 * WIDTH + dims
+        tl.store(here, surprise_d, mask=inside)
+        tl.store(here + 2 * WIDTH, confirmed_d, mask=inside)
+        tl.store(here + 4 * WIDTH, squares_d, mask=inside)
+    return before_d - share_d * before_d, share_d, drift
+
+
 @triton.jit(do_not_specialize=["b", "blocks"])
 def filter_moments(
-    values, sums, moments, error, drift, kept, stored,
+    values, sums, moments, error, gain, surprise, evidence, drift, kept, stored,
     b, blocks, noise, rate,
     KIND: tl.constexpr, ANCHOR: tl.constexpr, SQUARED: tl.constexpr, SHARED: tl.constexpr,
-    SAMPLED: tl.constexpr, LEARNED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    SAMPLED: tl.constexpr, LEARNED: tl.constexpr, WEIGHED: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Write the state after the batch, and a block of its rows standardised; every program computes the same state."""
     dims = tl.arange(0, PADDED)
@@ -144,14 +177,29 @@ def filter_moments(
             noise_std_d = tl.div_rn(pooled(noise_std_d, inside, SHARED, WIDTH), scale_std_d)
         else:
             noise_mean_d, noise_std_d = tl.zeros([PADDED], tl.float32) + noise, tl.zeros([PADDED], tl.float32) + noise
-        mean_d, error_mean_d, gain_mean_d, drift_mean = kalman(
-            old_mean_d, own_mean_d, error_mean_d, drift_mean, scale_mean_d, noise_mean_d, inside, rate, LEARNED, WIDTH
-        )
         old_d = old_std_d * old_std_d if SQUARED else old_std_d
         new_d = variance_d if SQUARED else own_std_d
-        std_d, error_std_d, gain_std_d, drift_std = kalman(
-            old_d, new_d, error_std_d, drift_std, scale_std_d, noise_std_d, inside, rate, LEARNED, WIDTH
-        )
+        if WEIGHED:
+            gain_mean_d = tl.load(gain + dims, mask=inside, other=1.0)
+            gain_std_d = tl.load(gain + WIDTH + dims, mask=inside, other=1.0)
+            first = tl.program_id(0) == 0
+            error_mean_d, gain_mean_d, drift_mean = weigh(
+                own_mean_d - old_mean_d, gain_mean_d, scale_mean_d, surprise, evidence, kept,
+                dims, inside, first, rate, SHARED, WIDTH,
+            )  # fmt: skip
+            error_std_d, gain_std_d, drift_std = weigh(
+                new_d - old_d, gain_std_d, scale_std_d, surprise + WIDTH, evidence + WIDTH, kept + WIDTH,
+                dims, inside, first, rate, SHARED, WIDTH,
+            )  # fmt: skip
+            mean_d, std_d = between(old_mean_d, own_mean_d, gain_mean_d), between(old_d, new_d, gain_std_d)
+        else:
+            mean_d, error_mean_d, gain_mean_d, drift_mean = kalman(
+                old_mean_d, own_mean_d, error_mean_d, drift_mean, scale_mean_d, noise_mean_d, inside, rate,
+                LEARNED, WIDTH,
+            )  # fmt: skip
+            std_d, error_std_d, gain_std_d, drift_std = kalman(
+                old_d, new_d, error_std_d, drift_std, scale_std_d, noise_std_d, inside, rate, LEARNED, WIDTH
+            )
         if SQUARED:  # with a gain of 1, sigma is the batch's bit for bit
             std_d = tl.where(gain_std_d == 1, own_std_d, tl.sqrt_rn(std_d))
     if tl.program_id(0) == 0:
@@ -161,8 +209,9 @@ def filter_moments(
         tl.store(kept + 3 * WIDTH + dims, error_std_d, mask=inside)
         tl.store(kept + 4 * WIDTH + dims, gain_mean_d, mask=inside)
         tl.store(kept + 5 * WIDTH + dims, gain_std_d, mask=inside)
-        tl.store(kept + 8 * WIDTH, drift_mean)
-        tl.store(kept + 8 * WIDTH + 1, drift_std)
+        last = kept + (14 * WIDTH if WEIGHED else 8 * WIDTH)
+        tl.store(last, drift_mean)
+        tl.store(last + 1, drift_std)
     if ANCHOR != "memory":
         if ANCHOR == "batch":
             mean_d, std_d = own_mean_d, own_std_d
