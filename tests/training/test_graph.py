@@ -5,8 +5,12 @@ What needs a GPU is skipped without one.
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import cycle, islice
+from typing import NoReturn
 
 import pytest
 import torch
@@ -15,7 +19,10 @@ from torch import Tensor
 from longview.data.batches import JaggedBatch, TrainingBatches
 from longview.data.dataset import PreparedData
 from longview.data.padding import capacity_for, padded
+from longview.errors import LongviewError
+from longview.ops.graphs import CaptureAbandonedError
 from longview.training import graph
+from longview.training import trainer as training
 from longview.training.config import RunConfig
 from longview.training.graph import choose_graphs
 from longview.training.objective import Objective
@@ -147,6 +154,73 @@ class TestChoice:
         assert choose_graphs(tiny_config("loss.kind=sampled", "optimiser.tables=rowwise"), CUDA) == (True, None)
 
 
+def abandons(body: Callable[[], object], *_: object, refusal: str, **__: object) -> NoReturn:
+    """Stand in for `recorded` where memory runs out: the body has run on the host, and no kernel has."""
+    raise CaptureAbandonedError(refusal.format(reason="CUDA out of memory"), "CUDA out of memory")
+
+
+class TestAbandonedCaptures:
+    """On a CPU, with steps that take the way of a GPU up to the recording."""
+
+    @pytest.fixture
+    def captures(self, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(graph, "launched", lambda body, stream: body())
+        monkeypatch.setattr(training, "choose_graphs", lambda *_: (True, None))
+        return monkeypatch
+
+    def made(self, data: PreparedData, config: RunConfig) -> Trainer:
+        torch.manual_seed(0)
+        one = Trainer(config, data, device=CPU, steps_per_epoch=4)
+        for group in one.optimiser.param_groups:
+            group["capturable"] = False  # which torch has no such form of for a CPU
+        return one
+
+    @pytest.mark.parametrize("tables", ["dense", "rowwise"])
+    def test_the_run_goes_on_as_if_none_had_been_tried(
+        self, captures: pytest.MonkeyPatch, tiny: PreparedData, tiny_config: Configure, tables: str
+    ) -> None:
+        config = tiny_config(*SAMPLED, f"optimiser.tables={tables}", "model.dropout=0.5", "optimiser.average_decay=0.9")
+        batches = batches_of(tiny, 16)
+        ran = {}
+        for warm_up in (1000, 1):
+            captures.setattr(graph, "WARM_UP", warm_up)
+            one = self.made(tiny, config)
+            tried: list[int] = []
+
+            def halfway(*args: object, one: Trainer = one, tried: list[int] = tried, **more: object) -> NoReturn:
+                tried.append(1)
+                for parameter in one.model.parameters():  # what a body leaves that no kernel has filled
+                    sparse = parameter.grad is not None and parameter.grad.is_sparse
+                    parameter.grad = None if sparse else torch.full_like(parameter, torch.nan)
+                abandons(*args, **more)  # type: ignore[arg-type]
+
+            captures.setattr(graph, "recorded", halfway)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                losses = train(one, batches)
+            words = [str(warning.message) for warning in told if "captured" in str(warning.message)]
+            ran[warm_up] = (losses, {name: value.clone() for name, value in one.tensors().items()}, words, tried)
+        (expected, kept, _, never), (found, others, words, tried) = ran[1000], ran[1]
+        assert (never, tried) == ([], [1]), "one is tried, and no further ones"
+        assert torch.equal(found, expected)
+        assert [name for name in kept if not torch.equal(kept[name], others[name])] == []
+        assert len(words) == 1
+        assert re.search(r"\d+ sequences and \d+ events could not .*\(CUDA out of memory\); the run goes", words[0])
+
+    def test_one_that_is_invalid_ends_the_run_with_the_remedy(
+        self, captures: pytest.MonkeyPatch, tiny: PreparedData, tiny_config: Configure
+    ) -> None:
+        def invalid(*_: object, refusal: str, **__: object) -> NoReturn:
+            raise LongviewError(refusal.format(reason="the capture was invalidated"))
+
+        captures.setattr(graph, "recorded", invalid)
+        one = self.made(tiny, tiny_config())
+        with pytest.raises(LongviewError, match=r"\d+ sequences and \d+ events.*invalidated.*--set loop.graphs"):
+            train(one, batches_of(tiny, 16))
+
+
 def trainer(data: PreparedData, config: RunConfig) -> Trainer:
     torch.manual_seed(0)
     return Trainer(config, data, device=CUDA, steps_per_epoch=4)
@@ -220,6 +294,31 @@ class TestReplays:
         replayed, launched, kept, others = in_turn(monkeypatch, tiny, config, batches_of(tiny, 20))
         assert torch.equal(replayed, launched)
         assert [name for name in kept if not torch.equal(kept[name], others[name])] == []
+
+    @pytest.mark.usefixtures("deterministic")
+    @pytest.mark.parametrize("tables", ["dense", "rowwise"])
+    def test_after_a_capture_that_stopped_halfway_steps_are_launched(
+        self, monkeypatch: pytest.MonkeyPatch, tiny: PreparedData, tiny_config: Configure, tables: str
+    ) -> None:
+        config = tiny_config(*SAMPLED, f"optimiser.tables={tables}", "model.dropout=0.5")
+        batches, found, body = batches_of(tiny, 20), [], Trainer._backward
+
+        def stops(one: Trainer, batch: JaggedBatch) -> tuple[Tensor, int]:
+            result = body(one, batch)
+            if torch.cuda.is_current_stream_capturing():
+                raise torch.OutOfMemoryError("no room")
+            return result
+
+        monkeypatch.setattr(Trainer, "_backward", stops)
+        for warm_up in (1000, 3):
+            monkeypatch.setattr(graph, "WARM_UP", warm_up)
+            one = trainer(tiny, config)
+            with nullcontext() if warm_up > 3 else pytest.warns(RuntimeWarning, match="no room"):
+                losses = train(one, batches)
+            assert graphs_of(one) == 0
+            found.append((losses, {name: value.cpu().clone() for name, value in one.tensors().items()}))
+        assert torch.equal(found[0][0], found[1][0])
+        assert [name for name, value in found[0][1].items() if not torch.equal(value, found[1][1][name])] == []
 
     @pytest.mark.parametrize("model", MODELS)
     def test_the_first_loss_is_that_without_padding(

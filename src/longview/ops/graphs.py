@@ -14,6 +14,19 @@ from longview.errors import LongviewError
 Result = TypeVar("Result")
 
 
+class CaptureAbandonedError(LongviewError):
+    """A recording stopped in `body`, such as for lack of memory, and the device closed it in order.
+
+    Nothing of `body` has run, and random generators stand where they stood: what it left behind on the host, such as
+    gradients that no kernel wrote, is the caller's to drop before it goes on launch by launch. `reason` is the word
+    of what stopped it.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def launched(body: Callable[[], Result], stream: torch.cuda.Stream) -> Result:
     """Run `body` kernel by kernel on the stream of its later capture: libraries prepare themselves by stream."""
     current = torch.cuda.current_stream()
@@ -42,16 +55,34 @@ def recorded(
         generators: random generators that `body` uses besides the device's own.
 
     Raises:
-        LongviewError: `refusal`.
+        CaptureAbandonedError: `refusal`, where the caller can go on without a graph.
+        LongviewError: `refusal`, where the device calls the recording invalid: generators and memory may still take
+            part in it, so that numbers of later launches could be wrong.
     """
+    own = torch.cuda.default_generators[torch.cuda.current_device()] if torch.cuda.is_available() else None
+    states = [(one, one.get_state()) for one in (own, *generators) if one is not None]
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
+    in_body: RuntimeError | None = None
     try:
         with _no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            found = body()
+            try:
+                found = body()
+            except RuntimeError as error:
+                in_body = error
+                raise
     except RuntimeError as error:
-        raise LongviewError(refusal.format(reason=str(error).splitlines()[0])) from error
+        # Leaving the block closes the recording; had that failed too, its error would be here and not the body's.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        words = refusal.format(reason=reason)
+        if error is not in_body:
+            raise LongviewError(words) from error
+        for generator, state in states:  # what was drawn in the recording was drawn by nobody
+            generator.set_state(state)
+        raise CaptureAbandonedError(words, reason) from error
+    finally:
+        in_body = None  # whose traceback holds the tensors of the body
     return graph, found
 
 

@@ -7,6 +7,7 @@ any other. Random numbers of a replay are those the same step would draw launch 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
@@ -18,14 +19,18 @@ from longview.data.padding import capacity_for, padded
 from longview.models.retriever import RetrieverConfig, stages
 from longview.ops.attention import FURTHEST, WIDEST, why_off
 from longview.ops.collectives import ranks
-from longview.ops.graphs import launched, recorded
+from longview.ops.graphs import CaptureAbandonedError, launched, recorded
 from longview.training.config import RunConfig
 
 WARM_UP = 3  # steps of a shape before it is captured
 MOST = 32  # graphs kept; the shapes of a data set's batches are fewer, unless their sizes differ wildly
 NOT_CAPTURED = (
-    "a training step of this configuration cannot be captured as a CUDA graph ({reason}); train with "
+    "a training step of {shape} cannot be captured as a CUDA graph ({{reason}}); train with "
     "--set loop.graphs=off, or go on with --resume --set loop.graphs=off"
+)
+GOES_ON = (
+    "a training step of {shape} could not be captured as a CUDA graph ({reason}); the run goes on and launches such "
+    "steps kernel by kernel, which is slower and trains the same. loop.graphs=off does not try"
 )
 WORDS = torch.int64  # what the buffer of a step's input holds; columns of any dtype are laid into it byte for byte
 
@@ -83,6 +88,10 @@ class CapturedSteps:
         candidates: the most of them behind a history.
         sizes: of a padded batch on the CPU, how many rows each selection of the model is to keep.
         generators: random generators that `body` uses besides the device's own.
+        undo: drops what `body` leaves on the host when it stops halfway, such as gradients.
+
+    A capture that stops halfway is warned of, once: then there are no further ones, and steps without a graph are
+    launched.
 
     Tensors that `body` reads and somebody else replaces, such as loaded optimiser state, need a new instance.
     """
@@ -96,7 +105,9 @@ class CapturedSteps:
         candidates: int = 0,
         sizes: Callable[[JaggedBatch], dict[str, int]] = lambda batch: {},
         generators: Sequence[torch.Generator] = (),
+        undo: Callable[[], None] = lambda: None,
     ) -> None:
+        self.undo, self.abandoned = undo, False
         self.body, self.device, self.sizes, self.generators = body, device, sizes, generators
         self.max_length, self.candidates = max_length, candidates
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -114,11 +125,10 @@ class CapturedSteps:
                 shape = self.shapes[key] = _Shape(filled, sizes, self.device)
             shape.write(filled, rate, share)
             shape.steps += 1
-            if shape.graph is None and (shape.steps <= WARM_UP or self.captured >= MOST):
-                return self._launched(shape)
-            if shape.graph is None:
+            if shape.graph is None and shape.steps > WARM_UP and self.captured < MOST and not self.abandoned:
                 self._capture(shape)
-            assert shape.graph is not None
+            if shape.graph is None:
+                return self._launched(shape)
             assert shape.results is not None
             shape.graph.replay()
             loss, norm = shape.results
@@ -136,9 +146,15 @@ class CapturedSteps:
     def _capture(self, shape: _Shape) -> None:
         # One pool for all: they run one after another, and nothing in it is read after the next one begins.
         pool = next((other.graph.pool() for other in self.shapes.values() if other.graph is not None), None)
-        shape.graph, shape.results = recorded(
-            lambda: self.body(*shape.read()), self.stream, refusal=NOT_CAPTURED, pool=pool, generators=self.generators
-        )
+        try:
+            shape.graph, shape.results = recorded(
+                lambda: self.body(*shape.read()), self.stream,
+                refusal=NOT_CAPTURED.format(shape=shape.words), pool=pool, generators=self.generators,
+            )  # fmt: skip
+        except CaptureAbandonedError as error:
+            self.undo()
+            self.abandoned = True
+            warnings.warn(GOES_ON.format(shape=shape.words, reason=error.reason), RuntimeWarning, stacklevel=2)
 
 
 class _Shape:
@@ -149,6 +165,7 @@ class _Shape:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.results: tuple[Tensor, Tensor] | None = None
         self.max_length = like.max_length
+        self.words = f"{like.num_sequences} sequences and {like.num_tokens} events"
         given = {field.name: getattr(like, field.name) for field in fields(like)}
         columns = {name: value for name, value in given.items() if isinstance(value, Tensor)}
         # Capacities are multiples of 16, so that all columns before the offsets begin at multiples of 16 bytes.

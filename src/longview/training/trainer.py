@@ -117,7 +117,13 @@ class Trainer:
             candidates=self.config.candidates_at_most(),
             sizes=self.model.sizes,
             generators=self.objective.generators(),
+            undo=self._drop_gradients,
         )
+
+    def _drop_gradients(self) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.table_optimiser is not None:
+            self.table_optimiser.table.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor a checkpoint must keep, by name: weights, moments, average, random states."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count, islice
+from contextlib import nullcontext
+from itertools import chain, count, islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from longview.data.images import ImageSet
 from longview.metric_learning import CrossBatchLoss
+from longview.ops.graphs import CaptureAbandonedError
 from longview.training.checkpoint import latest_checkpoint, load_checkpoint
-from longview.training.images import ImageRunConfig, train_images
+from longview.training.images import ImageRunConfig, graph, train_images
 from longview.training.images.encoder_files import load_encoder
 from longview.training.images.graph import AHEAD, choose_image_graphs
 from longview.training.images.trainer import ImageTrainer
@@ -139,6 +142,39 @@ def test_the_step_that_is_captured_trains_as_the_ordinary_one(
     assert ordinary.average is not None
     for average, other in zip(ordinary.average.model.parameters(), fixed.average.model.parameters(), strict=True):
         torch.testing.assert_close(average, other, rtol=1e-2, atol=1e-2)
+
+
+def test_a_capture_that_stops_halfway_leaves_the_run_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, image_set: ImageSet, configure: Configure
+) -> None:
+    """On a CPU, with steps that take the way of a GPU up to the recording, whose body leaves gradients behind."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: SimpleNamespace(synchronize=int, record=int))
+    monkeypatch.setattr(graph, "launched", lambda body, stream: body())
+    config = configure("data.resident=on", "optimiser.average_decay=0.9", "loop.graphs=off")
+    found, tried = [], []
+    for warm_up in (1000, 1):
+        trainer, batches = make(image_set, config)
+        trainer.graphs = True
+
+        def stops(*_: object, refusal: str, one: ImageTrainer = trainer, **__: object) -> tuple[object, object]:
+            tried.append(refusal)
+            for parameter in one.encoder.parameters():
+                parameter.grad = torch.full_like(parameter, torch.nan)
+            raise CaptureAbandonedError(refusal, "CUDA out of memory")
+
+        monkeypatch.setattr(graph, "WARM_UP", warm_up)
+        monkeypatch.setattr(graph, "recorded", stops)
+        steps = list(islice(chain.from_iterable(batches.epoch(number) for number in range(9)), 9))
+        expected = nullcontext() if warm_up > 1 else pytest.warns(RuntimeWarning, match=r"of \d+ images could not be")
+        with expected:
+            losses = torch.stack([torch.stack(trainer.step(batch, n)) for n, batch in enumerate(steps)])
+        found.append((losses, trainer.tensors()))
+    (before, kept), (after, others) = found
+    assert len(tried) == 1, "one is tried, and no further ones"
+    assert torch.equal(before, after)
+    assert [name for name in kept if not torch.equal(kept[name], others[name])] == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

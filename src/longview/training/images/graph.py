@@ -6,6 +6,7 @@ whole step, augmentation, memory and optimiser included, is the same operations 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from longview.data.images.augment import DRAWS
 from longview.metric_learning import CrossBatchLoss
 from longview.metric_learning.fixed import why_not_fixed
-from longview.ops.graphs import launched, recorded
+from longview.ops.graphs import CaptureAbandonedError, launched, recorded
 from longview.training.config import LoopConfig
-from longview.training.graph import NOT_CAPTURED, WARM_UP, WORDS, graphs_wanted
+from longview.training.graph import GOES_ON, NOT_CAPTURED, WARM_UP, WORDS, graphs_wanted
 from longview.training.images.losses import ClassLoss
 from longview.training.images.views import ChosenImages
 
@@ -56,17 +57,19 @@ class CapturedImageSteps:
     Args:
         body: `(samples, draws, rate, share) → (loss, norm)`: a whole step on tensors of `device`, the learning rate
             and the share of the weight average scalars among them. It may not wait for the device, and whatever it
-            changes it changes in place.
+            changes it changes in place, gradients excepted, which it begins by dropping.
         batch: images a step.
         changes: whether there are draws.
         device: a GPU.
+
+    A capture that stops halfway is warned of, and all further steps are launched.
 
     Tensors that `body` reads and somebody else replaces, such as loaded optimiser state, need a new instance.
     """
 
     def __init__(self, body: Body, *, batch: int, changes: bool, device: torch.device) -> None:
         self.body, self.batch, self.changes, self.device = body, batch, changes, device
-        self.steps = 0
+        self.steps, self.abandoned = 0, False
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.results: Tensor | None = None  # loss and norm of the graph's latest step
@@ -74,7 +77,7 @@ class CapturedImageSteps:
         self.sizes = [batch, (drawn + 1) // 2, 2]
         self.buffer = torch.empty(sum(self.sizes), dtype=WORDS, device=device)
         # Allocated once: pinning memory takes the driver longer than a step takes.
-        pinned = torch.empty(AHEAD, len(self.buffer), dtype=WORDS, pin_memory=True)
+        pinned = torch.empty(AHEAD, len(self.buffer), dtype=WORDS, pin_memory=self.buffer.is_cuda)
         self._slots = [self._slot(part) for part in pinned]
 
     def step(self, chosen: ChosenImages, rate: float, share: float) -> tuple[Tensor, Tensor]:
@@ -82,7 +85,7 @@ class CapturedImageSteps:
         with torch.cuda.device(self.device):
             self._write(chosen, rate, share)
             self.steps += 1
-            if self.graph is None and self.steps > WARM_UP:
+            if self.graph is None and self.steps > WARM_UP and not self.abandoned:
                 self._capture()
             if self.graph is None:
                 return self._launched()
@@ -118,6 +121,11 @@ class CapturedImageSteps:
         return loss.clone(), norm.clone()
 
     def _capture(self) -> None:
-        self.graph, self.results = recorded(
-            lambda: torch.stack(self.body(*self._read())), self.stream, refusal=NOT_CAPTURED
-        )
+        shape = f"{self.batch} images"
+        try:
+            self.graph, self.results = recorded(
+                lambda: torch.stack(self.body(*self._read())), self.stream, refusal=NOT_CAPTURED.format(shape=shape)
+            )
+        except CaptureAbandonedError as error:
+            self.abandoned = True
+            warnings.warn(GOES_ON.format(shape=shape, reason=error.reason), RuntimeWarning, stacklevel=2)
