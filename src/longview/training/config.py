@@ -52,6 +52,11 @@ class LossConfig(Config):
         default=(), description="train only on next events with one of these actions, such as buy; empty = on all"
     )
 
+    @field_validator("actions", mode="before")
+    @classmethod
+    def _one_name(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _negatives_fit(self) -> LossConfig:
         if self.actions and self.kind == "sampled" and self.sampling == "in-batch":

@@ -114,6 +114,10 @@ def test_actions_the_data_does_not_have_are_refused(
         RetrievalGoal(tiny_config(BUY), tiny).check()
 
 
+def test_one_action_needs_no_brackets(tiny_config: Configure) -> None:
+    assert tiny_config("loss.actions=buy").loss.actions == ("buy",)
+
+
 def test_settings_that_do_not_go_with_it_are_refused(tiny_config: Configure) -> None:
     with pytest.raises(InputError, match=r"loss\.actions .* set loss\.sampling popularity or uniform"):
         tiny_config(BUY, "loss.kind=sampled", "loss.sampling=in-batch")
