@@ -100,6 +100,8 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 def _explain(kind: type[BaseModel], error: dict[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
+    if error["type"] == "value_error":  # a rule of ours, whose message says what was given
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     if error["type"] != "extra_forbidden":
         given = "" if error["type"] == "missing" else f", got {error['input']!r}"
         return f"{key or 'value'}: {error['msg']}{given}"

@@ -40,6 +40,10 @@ def test_more_actions_than_bits_are_refused_with_a_remedy() -> None:
     assert len(columns_to_bits({"event": [f"e{n}" for n in range(62)]})[0]) == 62
     with pytest.raises(InputError, match=r"63 different values.*at most 62.*--strength event"):
         columns_to_bits({"event": [f"e{n}" for n in range(63)]})
+    flags = {f"f{n}": ["0", "1"] for n in range(70)}
+    assert len(columns_to_bits(dict(list(flags.items())[:62]))[0]) == 62
+    with pytest.raises(InputError, match=r"'f62' is one action too many; at most 62.*--ignore"):
+        columns_to_bits(flags)
 
 
 def test_names_of_actions_are_a_mask() -> None:

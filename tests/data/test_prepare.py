@@ -243,6 +243,16 @@ def test_rows_that_lack_something_are_left_out_on_request(tmp_path: Path) -> Non
             {"strengths": ["user_id"], "user": "item_id", "item": "timestamp"},
             "row 1: .*'u1', which is not a number",
         ),
+        (
+            "u,i,t,rating\na,x,1600000000,5\na,y,1600000001,inf\nb,x,1600000000,-1e39\n",
+            {},
+            "log.csv: row 2: column 'rating' holds 'inf', which is infinite or too large",
+        ),
+        (
+            "u,i,t,rating\na,x,1600000000,5\na,y,1600000001,1\nb,x,1600000000,-1e39\n",
+            {},
+            "log.csv: row 3: column 'rating' holds '-1e39'",
+        ),
     ],
 )
 def test_bad_logs(tmp_path: Path, text: str, options: dict[str, Any], words: str) -> None:

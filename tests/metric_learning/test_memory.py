@@ -108,6 +108,8 @@ def _with(key: str, row: int, value: float) -> Any:
         ({"labels": torch.zeros(8)}, r"int64 tensor of class numbers, got \(8,\) float32"),
         ({"labels": torch.zeros(7, dtype=torch.int64)}, r"\(8,\) int64, one an embedding"),
         ({"labels": None}, "got NoneType"),
+        ({"embeddings": [[0.0] * 6]}, "must be a tensor .* got list"),
+        ({"labels": torch.zeros(8, dtype=torch.int64, device="meta")}, "labels are on meta and the embeddings on cpu"),
         ({"sample_ids": _with("sample_ids", 1, -3)}, "sample_ids are negative"),
         ({"sample_ids": torch.zeros(8)}, r"sample_ids must be \(8,\) int64"),
         ({"enqueue_mask": torch.ones(8)}, r"enqueue_mask must be \(8,\) bool"),

@@ -211,6 +211,7 @@ def test_rules_of_streams() -> None:
         ({"streams": {"a.b": {"actions": ["like"]}}}, "cannot be named 'a.b'"),
         ({"streams": {"items": {"actions": ["like"]}}}, "cannot be named 'items'"),
         ({"streams": {"a": {"actions": ["like"]}}, "kind": "sasrec"}, "set kind hstu"),
+        ({"fusion": "sum"}, "model.yaml: fusion sum joins streams, and there are none: set streams"),
         ({"streams": {"a": {"actions": ["like"], "truncation": {"layers": 1}}}}, "truncation.length: Field required"),
     ],
 )

@@ -51,6 +51,8 @@ def test_set_overrides_and_round_trip(tmp_path: Path) -> None:
         ("hstu-small", ["model.layers"], "expected key=value"),
         ("hstu-small", ["model.layers.deep=1"], "is a value"),
         ("hstu-small", ["loop.epochs=0"], "loop.epochs"),
+        ("hstu-small", ["model.heads=3"], r"--set: model: width \d+ is not a multiple of heads 3$"),
+        ("hstu-small", ["model.attention.global_size=8"], "model.attention: global_size 8 .* set local_window"),
         ("nowhere.yaml", [], "no such configuration file"),
     ],
 )

@@ -233,7 +233,7 @@ class TestTrouble:
             return step(self, batch, number)
 
         monkeypatch.setattr(Trainer, "step", poisoned)
-        with pytest.raises(DivergenceError, match=r"the loss became nan at step 7 \(epoch 2\)"):
+        with pytest.raises(DivergenceError, match=r"the loss became nan at step 7 \(epoch 2, batch \d of \d\)"):
             train(tiny_config(), tiny, tmp_path / "run")
         assert all(t.isfinite().all() for t in checkpoint_tensors(tmp_path / "run").values())
         assert load_model(tmp_path / "run").result is None

@@ -35,6 +35,11 @@ def action_bits(
         values = dictionary.values()
         bits = np.zeros(len(values) + 1, np.int64)
         if set(values.str.to_lowercase()) <= FLAG_VALUES:
+            if len(names) == MAX_ACTIONS:
+                raise InputError(
+                    f"action column {column!r} is one action too many; at most {MAX_ACTIONS} fit. Name fewer with "
+                    f"--action, or leave some out with --ignore"
+                )
             bits[:-1] = [(value.lower() in SET) << len(names) for value in values]
             names.append(column)
         elif len(names) + len(values) > MAX_ACTIONS:

@@ -141,7 +141,10 @@ class _Rows:
             values = numbers
         if not (values.dtype.is_numeric() or values.dtype == pl.Boolean):
             raise InputError(f"{self.path}: column {column!r} is of type {values.dtype}; a strength is a number")
-        return values.cast(pl.Float32).fill_null(float("nan")).to_numpy()
+        numbers = values.cast(pl.Float32, strict=False).fill_null(float("nan"))
+        beyond = "holds {!r}, which is infinite or too large for float32; mend it, or leave it empty"
+        self.place(column).check(numbers.is_infinite().to_numpy(), beyond, self.frame[column])
+        return numbers.to_numpy()
 
 
 def _columns_of(rows: _Rows, columns: Columns, encoded: Encoded, keys: TimeKeys | OrderKeys) -> dict[str, Any]:

@@ -16,6 +16,8 @@ def check_batch(
     Raises:
         InputError: not (b, d) floating point with labels and ids (b,) int64; the message gives both and the remedy.
     """
+    if not isinstance(embeddings, Tensor):
+        raise InputError(f"embeddings must be a tensor (batch, width), got {type(embeddings).__name__}")
     if embeddings.dim() != 2 or not embeddings.is_floating_point() or len(embeddings) < least:
         raise InputError(
             f"embeddings must be (batch, width) floating point with {least} rows or more, got {of(embeddings)}"
@@ -27,6 +29,11 @@ def check_batch(
         not isinstance(sample_ids, Tensor) or sample_ids.shape != labels.shape or sample_ids.dtype != torch.int64
     ):
         raise InputError(f"sample_ids must be ({len(labels)},) int64, one a row, got {of(sample_ids)}")
+    for name, numbers in (("labels", labels), ("sample_ids", sample_ids)):
+        if numbers is not None and numbers.device != embeddings.device:
+            raise InputError(
+                f"{name} are on {numbers.device} and the embeddings on {embeddings.device}: move them there"
+            )
 
 
 def check_labels(labels: Tensor, rows: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longview.config import Config
 from longview.models.kernel_blocks import KernelBlocks
@@ -25,6 +25,15 @@ class AttentionConfig(Config):
     time_bias: bool = Field(default=False, description="learned bias by log-bucketed time difference")
     num_time_buckets: int = Field(default=64, ge=2)
     blocks: KernelBlocks = KernelBlocks()
+
+    @model_validator(mode="after")
+    def _a_global_part_needs_a_window(self) -> AttentionConfig:
+        if self.global_size and not self.local_window:
+            raise ValueError(
+                f"global_size {self.global_size} without a local_window changes nothing, since every row sees all "
+                "keys: set local_window, or leave global_size out"
+            )
+        return self
 
     def mask(self) -> MaskSpec:
         return MaskSpec(

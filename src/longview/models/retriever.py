@@ -60,6 +60,8 @@ class RetrieverConfig(Config):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.kind == "sasrec" and (self.truncation is not None or self.streams):
             raise ValueError("truncation and streams are made of HSTU layers: set kind hstu, or leave them out")
+        if self.fusion == "sum" and not self.streams:
+            raise ValueError("fusion sum joins streams, and there are none: set streams, or leave fusion out")
         if self.kind == "sasrec" and self.layer.precision != "run":
             raise ValueError(
                 f"layer.precision {self.layer.precision} is of HSTU layers: set kind hstu, or leave it out"

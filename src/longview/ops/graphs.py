@@ -59,7 +59,8 @@ def recorded(
         LongviewError: `refusal`, where the device calls the recording invalid: generators and memory may still take
             part in it, so that numbers of later launches could be wrong.
     """
-    own = torch.cuda.default_generators[torch.cuda.current_device()] if torch.cuda.is_initialized() else None
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    own = torch.cuda.default_generators[torch.cuda.current_device()] if started else None
     states = [(one, one.get_state()) for one in (own, *generators) if one is not None]
     graph = torch.cuda.CUDAGraph()
     for generator in generators:

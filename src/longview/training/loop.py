@@ -145,10 +145,9 @@ class Loop:
         if self._unread:
             columns = zip(*self._unread, strict=True)
             losses, norms = (torch.stack(list(next(columns))).double().tolist() for _ in range(2))
-            first = state.total_steps - len(losses)
             for offset, (loss, norm, (_, _, events)) in enumerate(zip(losses, norms, self._unread, strict=True)):
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    self._diverged(loss, norm, first + offset)
+                    self._diverged(loss, norm, offset - len(losses))
                 state.loss_sum += loss * events
                 state.events += events
             self._norm = norms[-1]
@@ -158,12 +157,17 @@ class Loop:
         state.seconds += now - self._mark
         self._mark = now
 
-    def _diverged(self, loss: float, norm: float, step: int) -> None:
+    def _diverged(self, loss: float, norm: float, back: int) -> None:
+        """Stop; `back` is the place of the step among those taken, −1 for the newest."""
+        state = self.state
         what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient norm became {norm}"
-        self.log.write("diverged", step, epoch=self.state.epoch + 1)
+        step, batch = state.total_steps + back + 1, state.step + back + 1
+        steps = self.batches.steps(state.epoch)
+        self.log.write("diverged", step - 1, epoch=state.epoch + 1, batch=batch)
         raise DivergenceError(
-            f"{what} at step {step + 1} (epoch {self.state.epoch + 1}); the last good checkpoint and model are kept. "
-            "Lower optimiser.rate, raise optimiser.warmup_steps or set optimiser.clip_norm"
+            f"{what} at step {step} (epoch {state.epoch + 1}, batch {batch} of {steps}); the last good checkpoint and "
+            "model, if there are any yet, are kept. Lower optimiser.rate, raise optimiser.warmup_steps or set "
+            "optimiser.clip_norm"
         )
 
     def _end_epoch(self) -> None:

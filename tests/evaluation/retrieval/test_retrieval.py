@@ -168,7 +168,11 @@ def test_bad_input_is_named() -> None:
         "rows 1": lambda: Embedded(broken, [0, 1, 2]),
         "2 labels": lambda: Embedded(torch.eye(3), [0, 1]),
         "no image": lambda: Embedded(torch.zeros(0, 3), []),
-        "no label": lambda: rank_retrieval(Embedded(torch.eye(2), ["a", None])),
+        "got list": lambda: Embedded([[1.0]], [0]),  # type: ignore[arg-type]
+        "1 of 2 samples (1) have no label": lambda: rank_retrieval(Embedded(torch.eye(2), ["a", None])),
+        "gallery: 1 of 3 samples (0) have a negative label": lambda: rank_retrieval(
+            good, Embedded(torch.eye(3), [-1, 0, 1])
+        ),
         "dimension 3 but the gallery has 2": lambda: rank_retrieval(good, Embedded(torch.eye(2), [0, 1])),
         "ids to both": lambda: rank_retrieval(good, Embedded(torch.eye(3), [0, 1, 2], ids=[1, 2, 3])),
         "R = 3": lambda: r_precision(np.ones((1, 2), bool), np.array([3])),

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from longview.errors import InputError
-from longview.ops.attention import MaskSpec, RelativeBias, available_backends, semi_local_attention, why_off
+from longview.ops.attention import (
+    MaskSpec,
+    RelativeBias,
+    available_backends,
+    newest_rows_attention,
+    semi_local_attention,
+    why_off,
+)
 
 
 def inputs(**changes: Any) -> dict[str, Any]:
@@ -124,8 +131,56 @@ q5 = torch.zeros(5, 2, 4)  # as in `inputs`
         ({"bias": RelativeBias(position=torch.zeros(3, 9))}, r"bias.position has shape \(3, 9\); expected \(2 heads"),
         ({"bias": RelativeBias(time=torch.zeros(2, 9))}, "bias.time needs bias.timestamps"),
         ({"bias": RelativeBias(None, torch.zeros(2, 9), torch.zeros(4))}, r"bias.timestamps has shape \(4,\)"),
+        ({"q": [[1.0]]}, "q is a list; expected a tensor"),
+        ({"offsets": [0, 2, 5]}, "offsets is a list; expected a tensor"),
+        ({"v": q5[:, :, :0]}, r"v has shape \(5, 2, 0\); heads and dimension must be at least 1"),
+        ({"target_lengths": torch.tensor([True, False])}, "target_lengths is torch.bool"),
+        ({"max_length": 2}, "max_length is 2, but a sequence has 3 tokens; leave it out"),
+        ({"v": q5.to("meta")}, "v is on meta and the others on cpu; expected one device"),
+        ({"offsets": torch.tensor([0, 2, 5], device="meta")}, "offsets is on meta"),
+        ({"context_lengths": torch.tensor([1, 1], device="meta")}, "context_lengths is on meta"),
+        ({"bias": RelativeBias(position=torch.zeros(2, 9, device="meta"))}, "bias.position is on meta"),
     ],
 )
 def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         semi_local_attention(**inputs(**changes))
+
+
+class TestNewestRows:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"backend": "dense"}, "the newest rows have no backend 'dense'; known: reference, triton"),
+            ({"backend": "trition"}, r"no backend 'trition' \(did you mean 'triton'\?\)"),
+            ({"backend": "triton"}, "backend 'triton' cannot run here: Triton kernels need a CUDA GPU"),
+            ({"q": q5[:3, :1]}, r"q is torch.float32 \(3, 1, 4\); expected torch.float32 \(queries, 2, 4\) as k"),
+            ({"q": q5[:3].to("meta")}, "q is on meta and the others on cpu"),
+            ({"query_offsets": torch.tensor([0, 2, 1])}, "query_offsets do not run from 0 to 3"),
+            ({"query_offsets": torch.tensor([0, 3, 3])}, "sequence 0 has more queries than tokens"),
+            (
+                {"query_offsets": torch.tensor([0, 3])},
+                r"query_offsets is torch.int64 \(2,\); expected int64 of shape \(3,\)",
+            ),
+        ],
+    )
+    def test_bad_input_is_named(self, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str) -> None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        given = inputs(q=q5[:3], k=q5, v=q5, query_offsets=torch.tensor([0, 1, 3]))
+        assert newest_rows_attention(**given).shape == (3, 2, 4)
+        with pytest.raises(InputError, match=message):
+            newest_rows_attention(**{**given, **changes})
+
+
+def test_without_the_package_the_kernels_are_off_and_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("longview.ops.kernels.importlib.util.find_spec", lambda _: None)
+    assert "triton" not in available_backends("cpu")
+    with pytest.raises(InputError, match=r"the package triton is not installed.*pip install triton"):
+        semi_local_attention(**inputs(backend="triton"))
+    assert torch.equal(semi_local_attention(**inputs()), semi_local_attention(**inputs(backend="cpu")))
+
+
+def test_a_gpu_that_is_too_old_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (7, 5))
+    assert why_off("triton", "cuda") == "this GPU has compute capability 7.5; the kernels need 8.0 (Ampere)"

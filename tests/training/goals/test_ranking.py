@@ -126,7 +126,10 @@ def test_a_loss_that_is_no_number_names_the_batch_and_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(Trainer, "step", poisoned)
     out = tmp_path / "run"
-    with pytest.raises(DivergenceError, match=r"the loss became nan at step 8 \(epoch \d+, batch \d+ of \d+\); the last good checkpoint"):
+    with pytest.raises(
+        DivergenceError,
+        match=r"the loss became nan at step 8 \(epoch \d+, batch \d+ of \d+\); the last good checkpoint",
+    ):
         train(config("loop.epochs=20", "loop.checkpoint_every_steps=3"), shop, out)
     kept = latest_checkpoint(out / "checkpoint")
     assert kept is not None

@@ -146,7 +146,9 @@ def test_embeddings_that_are_no_numbers_end_the_run_and_keep_the_checkpoint(
 
     monkeypatch.setattr(ImageTrainer, "step", poisoned)
     config = configure(memory, "loop.checkpoint_every_steps=5")
-    with pytest.raises(DivergenceError, match=r"the loss became nan at step 7 .*Lower optimiser\.rate"):
+    with pytest.raises(
+        DivergenceError, match=r"the loss became nan at step 7 \(epoch \d, batch \d of \d\).*Lower optimiser\.rate"
+    ):
         train_images(config, image_set, tmp_path / "run")
     tensors = checkpoint_tensors(tmp_path / "run")
     assert all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point())

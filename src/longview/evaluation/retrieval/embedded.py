@@ -38,6 +38,8 @@ class Embedded:
     ids: Sequence[Any] | npt.NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.vectors, Tensor):
+            raise InputError(f"embeddings: expected a tensor (n, d), got {type(self.vectors).__name__}")
         if self.vectors.dim() != 2 or not self.vectors.is_floating_point():
             raise InputError(
                 f"embeddings: expected (n, d) floating point, got {tuple(self.vectors.shape)} {self.vectors.dtype}"
@@ -60,7 +62,19 @@ class Embedded:
 
 
 def numbered(queries: Embedded, gallery: Embedded) -> tuple[Rows, Rows, list[str]]:
-    """Return the class numbers of queries and of the gallery in one numbering, and the names of the classes."""
+    """Return the class numbers of queries and of the gallery in one numbering, and the names of the classes.
+
+    Raises:
+        InputError: labels that are missing, negative or of two kinds; the message counts within queries or gallery.
+    """
+    if queries is gallery:
+        numbers, names = class_numbers(queries.labels)
+        return numbers, numbers, names
+    for which, images in (("queries", queries), ("gallery", gallery)):
+        try:
+            class_numbers(images.labels)
+        except InputError as error:
+            raise InputError(f"{which}: {error}") from None
     numbers, names = class_numbers([*queries.labels, *gallery.labels])
     return numbers[: len(queries)], numbers[len(queries) :], names
 

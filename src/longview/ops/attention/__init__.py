@@ -3,7 +3,7 @@
     from longview.ops.attention import MaskSpec, semi_local_attention
 
 `mask.py` says who sees whom, `reference.py` is the definition, `banded.py` the CPU path, `triton_attention.py` the
-GPU's, `dense.py` the padded path for what neither does; this file validates and dispatches.
+GPU's, `dense.py` the padded path for what neither does, `checks.py` what is refused; this file dispatches.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from longview.errors import InputError, suggestion
 from longview.ops.attention.bias import RelativeBias
+from longview.ops.attention.checks import check_bias, check_lengths, check_queries, check_scalars, check_tokens
 from longview.ops.attention.mask import MaskSpec
 from longview.ops.attention.triton_tuning import Blocks, ChosenBlocks
 from longview.ops.kernels import why_no_triton
@@ -88,13 +89,13 @@ def semi_local_attention(
             the message names the argument. Values of offsets and lengths are checked on the CPU only, where it is
             free.
     """
-    _check(q, k, v, offsets, mask)
-    _check_lengths(offsets, context_lengths, target_lengths)
+    check_tokens(q, k, v, offsets, mask)
+    check_lengths(offsets, context_lengths, target_lengths, max_length)
     if bias is not None:
-        _check_bias(bias, q)
+        check_bias(bias, q)
     if alpha is None:
         alpha = 1 / math.sqrt(q.shape[2])
-    _check_scalars(alpha, scale_length)
+    check_scalars(alpha, scale_length)
     chosen = backend or _default(q, v, bias)
     more: dict[str, Any] = {"max_length": max_length} if chosen == "dense" else {}
     if chosen == "triton":
@@ -150,11 +151,11 @@ def newest_rows_attention(
     Raises:
         InputError: as `semi_local_attention`, or more queries than tokens.
     """
-    _check(k, k, v, offsets, mask)
-    _check_lengths(offsets, context_lengths, target_lengths)
-    _check_queries(q, k, query_offsets, offsets)
+    check_tokens(k, k, v, offsets, mask)
+    check_lengths(offsets, context_lengths, target_lengths)
+    check_queries(q, k, query_offsets, offsets)
     alpha = 1 / math.sqrt(q.shape[2]) if alpha is None else alpha
-    _check_scalars(alpha, scale_length)
+    check_scalars(alpha, scale_length)
     settings: dict[str, Any] = {
         "alpha": alpha,
         "scale_length": scale_length,
@@ -162,6 +163,8 @@ def newest_rows_attention(
         "target_lengths": target_lengths,
     }
     use_kernel = backend == "triton" or (backend is None and _default(q, v, None) == "triton")
+    if backend not in (None, "reference"):
+        _check_kernel(backend, q, v)
     with torch.no_grad():
         if use_kernel:
             from longview.ops.attention.triton_attention import triton_newest_attention
@@ -215,6 +218,16 @@ def _implementation(backend: str, device: torch.device) -> Callable[..., Tensor]
     return reference_attention
 
 
+def _check_kernel(backend: str, q: Tensor, v: Tensor) -> None:
+    """Refuse what is not the kernel of `newest_rows_attention`, or a kernel that cannot do this here."""
+    if backend != "triton":
+        hint = suggestion(backend, ("reference", "triton"))
+        raise InputError(f"attention: the newest rows have no backend {backend!r}{hint}; known: reference, triton")
+    reason = why_off(backend, q.device) or _why_no_kernel(q, v, None)
+    if reason is not None:
+        raise InputError(f"attention: backend 'triton' cannot run here: {reason}; leave backend out")
+
+
 def _default(q: Tensor, v: Tensor, bias: RelativeBias | None) -> Backend:
     if q.device.type == "cpu":
         return "cpu"
@@ -232,87 +245,3 @@ def _why_no_kernel(q: Tensor, v: Tensor, bias: RelativeBias | None) -> str | Non
     if max(q.shape[2], v.shape[2]) > WIDEST:
         return f"heads of {q.shape[2]} and {v.shape[2]} are wider than {WIDEST}"
     return None
-
-
-def _check_scalars(alpha: float, scale_length: float) -> None:
-    if not math.isfinite(alpha):
-        raise InputError(f"attention: alpha is {alpha}; expected a finite number")
-    if not (scale_length > 0 and math.isfinite(scale_length)):
-        raise InputError(f"attention: scale_length is {scale_length}; expected a positive number, fixed in the model")
-
-
-def _check_queries(q: Tensor, k: Tensor, query_offsets: Tensor, offsets: Tensor) -> None:
-    if q.dim() != 3 or q.shape[1:] != k.shape[1:] or q.dtype != k.dtype:
-        given = f"{q.dtype} {tuple(q.shape)}"
-        raise InputError(f"attention: q is {given}; expected {k.dtype} (queries, {k.shape[1]}, {k.shape[2]}) as k")
-    if query_offsets.shape != offsets.shape or query_offsets.dtype != torch.int64:
-        given = f"{query_offsets.dtype} {tuple(query_offsets.shape)}"
-        raise InputError(f"attention: query_offsets is {given}; expected int64 of shape {tuple(offsets.shape)}")
-    if query_offsets.device.type == "cpu":
-        asked = query_offsets.diff()
-        if int(query_offsets[0]) != 0 or int(query_offsets[-1]) != q.shape[0] or bool((asked < 0).any()):
-            raise InputError(f"attention: query_offsets do not run from 0 to {q.shape[0]}, the queries in q")
-        over = asked > offsets.diff()
-        if bool(over.any()):
-            raise InputError(f"attention: sequence {int(over.nonzero()[0])} has more queries than tokens")
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mask: MaskSpec) -> None:
-    if not isinstance(mask, MaskSpec):
-        raise InputError(f"attention: mask is a {type(mask).__name__}; expected a MaskSpec, e.g. MaskSpec.causal()")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != 3:
-            raise InputError(f"attention: {name} has shape {tuple(x.shape)}; expected (total, heads, dimension)")
-        if not x.is_floating_point() or x.dtype != q.dtype:
-            raise InputError(f"attention: {name} is {x.dtype} and q {q.dtype}; expected one floating dtype for all")
-        if x.device != q.device:
-            raise InputError(f"attention: {name} is on {x.device} and q on {q.device}; expected one device")
-    if k.shape != q.shape:
-        raise InputError(f"attention: k has shape {tuple(k.shape)}, q {tuple(q.shape)}; they must be equal")
-    if v.shape[:2] != q.shape[:2]:
-        raise InputError(
-            f"attention: v has {v.shape[0]} tokens and {v.shape[1]} heads, q has {q.shape[0]} and {q.shape[1]}"
-        )
-    if q.shape[1] == 0 or q.shape[2] == 0:
-        raise InputError(f"attention: q has shape {tuple(q.shape)}; heads and dimension must be at least 1")
-    if offsets.dim() != 1 or offsets.numel() == 0 or offsets.dtype != torch.int64:
-        shape, dtype = tuple(offsets.shape), offsets.dtype
-        raise InputError(f"attention: offsets is {dtype} of shape {shape}; expected int64 of shape (batch + 1,)")
-    if offsets.device.type == "cpu":
-        first, last = int(offsets[0]), int(offsets[-1])
-        if first != 0 or last != q.shape[0]:
-            raise InputError(
-                f"attention: offsets run from {first} to {last}; expected 0 to {q.shape[0]}, the tokens of q"
-            )
-        if bool((offsets.diff() < 0).any()):
-            at = int((offsets.diff() < 0).nonzero()[0])
-            raise InputError(f"attention: offsets decrease at sequence {at}; they are cumulative lengths")
-
-
-def _check_lengths(offsets: Tensor, context: Tensor | None, targets: Tensor | None) -> None:
-    batch = offsets.numel() - 1
-    for name, lengths in (("context_lengths", context), ("target_lengths", targets)):
-        if lengths is None:
-            continue
-        if lengths.shape != (batch,) or lengths.is_floating_point():
-            shape, dtype = tuple(lengths.shape), lengths.dtype
-            raise InputError(f"attention: {name} is {dtype} of shape {shape}; expected integers of shape ({batch},)")
-        if lengths.device.type == "cpu" and bool((lengths < 0).any()):
-            raise InputError(f"attention: {name} of sequence {int((lengths < 0).nonzero()[0])} is negative")
-    used = [lengths for lengths in (context, targets) if lengths is not None]
-    if used and all(x.device.type == "cpu" for x in (offsets, *used)):
-        over = sum(used) > offsets.diff()
-        if bool(over.any()):
-            at = int(over.nonzero()[0])
-            raise InputError(f"attention: sequence {at} has more context and target tokens than tokens")
-
-
-def _check_bias(bias: RelativeBias, q: Tensor) -> None:
-    total, heads = q.shape[:2]
-    for name, table in (("position", bias.position), ("time", bias.time)):
-        if table is not None and (table.dim() != 2 or table.shape[0] != heads or table.shape[1] == 0):
-            raise InputError(f"attention: bias.{name} has shape {tuple(table.shape)}; expected ({heads} heads, >= 1)")
-    if bias.time is not None and bias.timestamps is None:
-        raise InputError("attention: bias.time needs bias.timestamps; this batch has none")
-    if bias.timestamps is not None and bias.timestamps.shape != (total,):
-        raise InputError(f"attention: bias.timestamps has shape {tuple(bias.timestamps.shape)}; expected ({total},)")

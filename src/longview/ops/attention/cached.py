@@ -89,6 +89,20 @@ def cached_attention(
     if {x.dtype for x in (q, k, v)} != {cache.keys.dtype} or cache.values.dtype != cache.keys.dtype:
         given = ", ".join(str(x.dtype) for x in (q, k, v))
         raise InputError(f"attention: q, k and v are {given}, and the cache {cache.keys.dtype}; expected one dtype")
+    for name, x, wanted in (("k", k, q.shape), ("v", v, (*q.shape[:2], cache.values.shape[2]))):
+        if x.shape != wanted:
+            raise InputError(
+                f"attention: {name} has shape {tuple(x.shape)}; expected {tuple(wanted)} beside q and cache"
+            )
+    if cache.keys.shape[1:] != q.shape[1:] or cache.values.shape[:2] != cache.keys.shape[:2]:
+        given = f"keys {tuple(cache.keys.shape)} and values {tuple(cache.values.shape)}"
+        raise InputError(f"attention: the cache has {given}, and q {tuple(q.shape)}; heads and sizes must be equal")
+    if work.total != len(q) or work.offsets.shape != cache.offsets.shape:
+        given = f"{work.total} candidates of {work.offsets.numel() - 1} users"
+        users = cache.offsets.numel() - 1
+        raise InputError(f"attention: work is of {given}; q has {len(q)} candidates and the cache {users} users")
+    if kernel and (reason := why_no_kernel(q, v, q.device)) is not None:
+        raise InputError(f"attention: the kernel cannot do this: {reason}; leave kernel out")
     if kernel is None:
         kernel = why_no_kernel(q, v, q.device) is None and q.is_cuda
     with torch.no_grad():
