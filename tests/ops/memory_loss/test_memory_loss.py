@@ -224,6 +224,32 @@ def test_moment_matching_is_the_loss_on_rewritten_rows() -> None:
                 torch.testing.assert_close(a, b, msg=name)
 
 
+class TestFewPairsOverTheMargin:
+    """On a CPU, rows of a tile that no anchor is too similar to are left out of what follows."""
+
+    def few(self) -> Arguments:
+        z, labels, memory, memory_labels = problem(6, 50, 64, classes=1000)
+        memory[[3, 4, 31]] = functional.normalize(z[[0, 2, 5]] + 0.05, dim=1)
+        return z, labels, memory, memory_labels
+
+    def test_equal_the_reference_with_every_option(self) -> None:
+        given, loss = self.few(), LOSSES["contrastive"].model_copy(update={"negative_margin": 0.6})
+        options = options_of(6, 50, 64) | {
+            "raised": {"affine": (torch.ones(64, device=DEVICE), torch.full((64,), 0.01, device=DEVICE))}
+        }
+        for chosen in options.values():
+            found = value_and_gradient(double(given), loss=loss, **double_options(chosen))
+            assert found[0] > 0
+            assert_close(found, exactly(given, loss=loss, **chosen), 1e-10, 1e-12)
+
+    def test_nan_is_not_overlooked(self) -> None:
+        z, labels, memory, memory_labels = self.few()
+        memory[9, 1] = torch.nan
+        value, gradient = value_and_gradient((z, labels, memory, memory_labels), loss=ContrastiveLoss())
+        assert value.isnan()
+        assert gradient[:, 1].isnan().all()
+
+
 class TestRefused:
     def refused(self, match: str, **changed: Any) -> None:
         z, labels, memory, memory_labels = problem(4, 6, 5)

@@ -21,7 +21,7 @@ from longview.ops.memory_loss.losses import PairLoss
 from longview.ops.memory_loss.pairs import Pairs, View
 from longview.ops.memory_loss.path import fast_products
 from longview.ops.memory_loss.reference import TINY
-from longview.ops.memory_loss.tiles import NO_ROW, Running, add_tile, weights_at_end
+from longview.ops.memory_loss.tiles import NO_ROW, Running, add_tile, over_margin, weights_at_end
 from longview.ops.softmax_loss.numerics import (
     accumulation_dtype,
     product,
@@ -129,8 +129,12 @@ class _Problem:
         """Return the sums of one walk; `largest` (b, 1) stands for the largest exponents where it is given."""
         running = Running.start(form, self.embeddings, gradient, largest)
         for rows, seen_cd, x in self._tiles(form, self._rough(form, largest), largest):
+            if form.sums == "margin" and not x.is_cuda:  # an accelerator would have to be asked how many
+                seen_cd, x = over_margin(seen_cd, x)
+                if not x.numel():
+                    continue
             weights = add_tile(running, form, x, given, rows, largest is not None)
-            if running.grads is not None and weights is not None and form.sums != "best":
+            if running.grads is not None and form.sums != "best":
                 if self.low == self.wide:
                     running.grads.addmm_(weights, seen_cd.to(self.wide))
                 else:
@@ -237,33 +241,35 @@ class _Problem:
 
     def _mask(self, form: Form, x: Tensor, rows: Tensor, special: Tensor) -> None:
         """Put -inf where a pair of the tile does not count."""
+        tall = x.stride(0) == 1  # a mask that lies in memory as its tile does is applied much faster
         if form.pairs == "positive":
-            x.masked_fill_(~self._taken(form, rows), -torch.inf)
+            x.masked_fill_(self._left_out(form, rows, tall), -torch.inf)
             return
         places = special.nonzero().flatten()
         if len(places) * FEW < len(rows):
             if len(places):
-                x[:, places] = x[:, places].masked_fill_(~self._taken(form, rows[places]), -torch.inf)
+                x[:, places] = x[:, places].masked_fill_(self._left_out(form, rows[places], tall), -torch.inf)
         else:
-            x.masked_fill_(~self._taken(form, rows), -torch.inf)
+            x.masked_fill_(self._left_out(form, rows, tall), -torch.inf)
 
-    def _taken(self, form: Form, rows: Tensor) -> Tensor:
-        """Return which pairs of the anchors and `rows` count, (b, c)."""
+    def _left_out(self, form: Form, rows: Tensor, tall: bool) -> Tensor:
+        """Return which pairs of the anchors and `rows` do not count, (b, c), made as (c, b) where `tall`."""
+
+        def grid(own_b: Tensor, other_c: Tensor) -> tuple[Tensor, Tensor]:
+            return (own_b[None, :], other_c[:, None]) if tall else (own_b[:, None], other_c[None, :])
+
         pairs = self.pairs
-        labels = pairs.reference_labels[rows]
-        if form.pairs == "positive":
-            taken = pairs.labels[:, None] == labels[None, :]
-        elif form.pairs == "negative":
-            taken = pairs.labels[:, None] != labels[None, :]
-        else:
-            taken = torch.ones((len(pairs.labels), len(rows)), dtype=torch.bool, device=rows.device)
+        own, other = grid(pairs.labels, pairs.reference_labels[rows])
+        out = own != other if form.pairs == "positive" else own == other
+        if form.pairs == "all":
+            out.zero_()
         if pairs.own_ids is not None and pairs.reference_ids is not None:
-            taken &= pairs.own_ids[:, None] != pairs.reference_ids[rows][None, :]
+            out |= torch.eq(*grid(pairs.own_ids, pairs.reference_ids[rows]))
         if pairs.own_positions is not None:
-            taken &= pairs.own_positions[:, None] != rows[None, :]
+            out |= torch.eq(*grid(pairs.own_positions, rows))
         if pairs.reference_mask is not None:
-            taken &= pairs.reference_mask[rows][None, :]
-        return taken
+            out |= grid(pairs.labels, ~pairs.reference_mask[rows])[1]
+        return out.mT if tall else out
 
     def gradient(self, end: End, positives: Running, negatives: Running) -> Tensor:
         """Return the gradients of the anchors' losses, (b, d)."""
@@ -287,8 +293,6 @@ class _Problem:
 
 def _among(keys: Tensor, wanted: Tensor) -> Tensor:
     """Return which of `keys` (m,) are in `wanted` (b,)."""
-    if not keys.is_cuda:
-        return torch.isin(keys, wanted)
     ordered = wanted.sort().values  # a search, where isin would sort all keys
     place = torch.searchsorted(ordered, keys).clamp_(max=len(ordered) - 1)
     return ordered[place] == keys

@@ -14,6 +14,7 @@ from torch.nn import functional
 from longview.ops.memory_loss.forms import Form
 
 NO_ROW = 2**31 - 1
+SPARSE = 2  # a tile's columns over the margin are taken out where they are less than one in SPARSE
 
 
 @dataclass
@@ -40,8 +41,19 @@ class Running:
         return cls(first, second, third, torch.zeros_like(like) if gradient else None)
 
 
-def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows: Tensor, fixed: bool) -> Tensor | None:
-    """Add a tile to the sums, and return the weights of its pairs (b, c), which may be `x` itself; None if all are 0.
+def over_margin(seen_cd: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows (c, d) and columns (b, c) of a tile without those where no pair is over its margin.
+
+    They add nothing, and a trained encoder has few others. All are returned where these are many.
+    """
+    over = (~(x.amax(0) <= 0)).nonzero().flatten()  # NaN is over: it is seen
+    if len(over) * SPARSE >= len(seen_cd):
+        return seen_cd, x
+    return seen_cd[over], x.mT[over].mT
+
+
+def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows: Tensor, fixed: bool) -> Tensor:
+    """Add a tile to the sums, and return the weights of its pairs (b, c), which may be `x` itself.
 
     Args:
         running: changed in place, but for its gradients, which are only brought to the new scale.
@@ -52,8 +64,6 @@ def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows
         fixed: `running.first` stands for the largest exponent, whatever the tile has.
     """
     if form.sums == "margin":
-        if not x.is_cuda and bool((x.amax() if x.numel() else x.sum()) <= 0):
-            return None  # on an accelerator the answer costs more than what it saves
         x = x.to(running.first.dtype).clamp_(min=0)
         running.first += x.sum(1, keepdim=True)
         weights = x.sign_()
