@@ -136,6 +136,22 @@ def test_what_it_does_not_do_is_refused() -> None:
     users.cache = replace(users.cache, keys=users.cache.keys.half())
     with pytest.raises(InputError, match="expected one dtype"):
         users.run(MaskSpec.causal())
+    users = Users([2], [3])
+    users.k = users.k[:1]
+    with pytest.raises(InputError, match=r"k has shape \(1, 2, 24\); expected \(2, 2, 24\)"):
+        users.run(MaskSpec.causal())
+    users = Users([2], [3])
+    users.cache = replace(users.cache, keys=users.cache.keys[:, :1])
+    with pytest.raises(
+        InputError, match=r"the cache has keys \(3, 1, 24\) and values \(3, 2, 16\), and q \(2, 2, 24\)"
+    ):
+        users.run(MaskSpec.causal())
+    users = Users([2], [3])
+    users.work = CandidateWork(offsets_from_lengths(torch.tensor([1, 1])).to(DEVICE), 2)
+    with pytest.raises(
+        InputError, match="work is of 2 candidates of 2 users; q has 2 candidates and the cache 1 users"
+    ):
+        users.run(MaskSpec.causal())
 
 
 @pytest.mark.slow
