@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from longview.errors import InputError
-from longview.ops.dropout.counter import draw_seed, dropout_mask
+from longview.ops.dropout.counter import draw_seed, dropout_mask, kept_scale, level
 from longview.ops.hstu_layer import LayerParameters, LayerSettings, fused_layer, why_off
 from tests.ops.hstu_layer.helpers import DEVICE, StandIn, errors, layer
 
@@ -80,6 +80,19 @@ class TestDropout:
             scale, shift = torch.zeros(48 // groups, device=DEVICE), torch.ones(48 // groups, device=DEVICE)
             gated, _ = gate_forward(ones, ones, Gate(scale, shift, groups, 1e-6, 0.3, seed))
             assert torch.equal(gated.double().cpu(), dropout_mask(int(seed), 37, 48, 0.3).float().double())
+
+    def test_the_counter_is_philox(self) -> None:
+        # Known answer of Random123 for seven rounds: counter 0, key 0.
+        from longview.ops.dropout.counter import _philox
+
+        zero = torch.zeros(1).numpy().astype("uint64")
+        assert [int(word[0]) for word in _philox(0, zero, zero)] == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
+
+    def test_the_rate_and_the_mean_are_right(self) -> None:
+        mask = dropout_mask(3, 2000, 64, 0.3)
+        assert abs(float((mask == 0).double().mean()) - 0.3) < 0.005
+        assert abs(float(mask.mean()) - 1) < 0.01
+        assert (level(0.0), level(1e-9), kept_scale(0.0)) == (0, 1, 1.0)
 
     def test_a_seed_repeats_it_and_evaluation_has_none(self) -> None:
         case = layer(tokens=7, dropout=0.5)

@@ -63,9 +63,9 @@ def gate_backward_kernel(
         affine = n * g[None, :] + b[None, :]
         y = ((x - mu[:, None]) * scale[:, None] * g[None, :] + b[None, :]) * gate
         if DROP:
-            factor = tl.where(kept(drawn, token, first, level, WP), kept_by, 0.0)
-            d_y *= factor
-            y *= factor
+            keep = kept(drawn, token, first, level, WP)
+            d_y = tl.where(keep, d_y * kept_by, 0.0)
+            y = tl.where(keep, y * kept_by, 0.0)
         if WRITE:
             tl.store(gated + at, y, mask=live)
         d_u_at = token.to(tl.int64)[:, None] * d_u_stride + inside

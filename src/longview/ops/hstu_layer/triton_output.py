@@ -66,28 +66,12 @@ def gate_kernel(
     scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / W + epsilon)
     tl.store(mean + group, mu, mask=there)
     tl.store(rstd + group, scale, mask=there)
-    g, b = columns_of(gamma, W, WP), columns_of(beta, W, WP)
+    g = tl.load(gamma + column, mask=column < W, other=0.0).to(tl.float32)
+    b = tl.load(beta + column, mask=column < W, other=0.0).to(tl.float32)
     y = (centred * scale[:, None] * g[None, :] + b[None, :]) * gate
-    if DROP:  # a factor: a chosen y would be rounded in pairs, taken apart, chosen and put together again
-        y *= tl.where(kept(tl.load(seed), token, first, level, WP), kept_by, 0.0)
+    if DROP:
+        y = tl.where(kept(tl.load(seed), token, first, level, WP), y * kept_by, 0.0)
     tl.store(gated + at, y, mask=live)
-
-
-@triton.jit
-def columns_of(values, W: tl.constexpr, WP: tl.constexpr):
-    """Return W values, padded to WP, as float32, for threads that hold eight neighbouring columns of 16-bit rows.
-
-    A thread reads four float32 values at a time, and read in one go they would have to change threads.
-    """
-    if values.dtype.element_ty == tl.float32:
-        column = 8 * tl.arange(0, WP // 8)[:, None] + tl.arange(0, 4)[None, :]
-        low = tl.load(values + column, mask=column < W, other=0.0)
-        high = tl.load(values + column + 4, mask=column + 4 < W, other=0.0)
-        result = tl.join(low, high).permute(0, 2, 1).reshape(WP)
-    else:
-        column = tl.arange(0, WP)
-        result = tl.load(values + column, mask=column < W, other=0.0).to(tl.float32)
-    return result
 
 
 @triton.jit(do_not_specialize=["T"])
