@@ -9,6 +9,7 @@ Shapes: b anchors, m rows of the memory, d width, c rows of a tile.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ DEVICE_BLOCK = 1 << 24
 LEAST, LARGEST = 1e-30, 1e30  # a sum of powers outside has lost digits, or is about to overflow
 SAMPLE = 2048  # rows of the memory that a largest exponent is guessed from
 FEW = 4  # a tile's special columns are masked apart where they are less than one in FEW
+KEPT = threading.local()  # buffers that a loss on the CPU leaves to the next of its thread: `CPU_BLOCK` values each
 
 
 class BlockedMemoryLoss(torch.autograd.Function):
@@ -225,9 +227,11 @@ class _Problem:
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return memory of this shape that every tile uses again: fresh pages cost a CPU more than a pass."""
-        held = self._buffers.get(name)
+        kept: dict[str, Tensor] = vars(KEPT) if self.memory.device.type == "cpu" else self._buffers
+        key = f"{name} {self.wide}"
+        held = kept.get(key)
         if held is None or held.numel() < shape[0] * shape[1]:
-            held = self._buffers[name] = torch.empty(shape, dtype=self.wide, device=self.memory.device)
+            held = kept[key] = torch.empty(shape, dtype=self.wide, device=self.memory.device)
         return held.flatten()[: shape[0] * shape[1]].view(shape)
 
     def _columns(self, form: Form) -> Tensor:
