@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,8 @@ def _legend(figure: Any, policies: Mapping[str, str], title: str) -> None:
     from matplotlib.lines import Line2D
 
     marks = [Line2D([], [], color=colour, linewidth=2.4, label=policy) for policy, colour in policies.items()]
+    room = int(13 * figure.get_figwidth())  # letters of this size
+    title = "\n".join(textwrap.fill(line, room) for line in title.splitlines())
     figure.legend(
         handles=marks, loc="outside lower center", ncols=min(8, len(marks)), frameon=False, fontsize=9,
         labelcolor=INK, title=title, title_fontsize=9,
