@@ -55,21 +55,24 @@ def action_bits(
     return tuple(names), tables
 
 
-def bits_of(names: Sequence[str], known: Sequence[str], setting: str) -> int:
-    """Return the bitmask of the actions `names`; `known` are those of a data set, bit 0 first.
+def bits_of(actions: Sequence[int | str], known: Sequence[str], setting: str, also: str = "") -> int:
+    """Return the bitmask of `actions`, by name or bit number; `known` are those of a data set, bit 0 first.
 
     Example:
         >>> bits_of(["buy", "view"], ["view", "click", "buy"], "loss.actions")
         5
 
     Raises:
-        InputError: an action that is not known; the message says which `setting` asks for it, and what there is.
+        InputError: an action that is not known; the message says which `setting` asks for it, what there is, and what
+            the setting takes `also`.
     """
-    for name in names:
-        if name not in known:
+    bits = 0
+    for action in actions:
+        if isinstance(action, str) and action not in known:
             have = f"the data has {', '.join(known)}" if known else "the data has no actions (prepare --action)"
-            raise InputError(f"{setting}: no action {name!r}{suggestion(name, known)}; {have}")
-    return sum(1 << known.index(name) for name in dict.fromkeys(names))
+            raise InputError(f"{setting}: no action {action!r}{suggestion(action, known)}; {have}{also}")
+        bits |= 1 << (action if isinstance(action, int) else list(known).index(action))
+    return bits
 
 
 def _names(column: str, values: pl.Series, taken: Sequence[str]) -> list[str]:

@@ -21,9 +21,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from longview.config import Config
-from longview.data.actions import MAX_ACTIONS
+from longview.data.actions import MAX_ACTIONS, bits_of
 from longview.data.padding import fixed_size
-from longview.errors import InputError, suggestion
+from longview.errors import InputError
 from longview.models.hstu import HSTUStack
 from longview.models.layer_config import AttentionConfig
 from longview.models.layout import Hidden, Layout
@@ -61,17 +61,10 @@ class StreamConfig(Config):
         Raises:
             InputError: an action the data does not have; the message names those it has.
         """
-        bits, without = 0, False
-        for action in self.actions:
-            if isinstance(action, int) or action in known:
-                bits |= 1 << (action if isinstance(action, int) else list(known).index(action))
-            elif action in ("all", "none"):
-                bits, without = (ALL if action == "all" else bits), True
-            else:
-                have = f"the data has {', '.join(known)}" if known else "the data has no actions (prepare --action)"
-                near = suggestion(action, known)
-                raise InputError(f"model.streams.{name}.actions: no action {action!r}{near}; {have}, and none and all")
-        return Rule(bits, without)
+        special = {action for action in self.actions if action in ("all", "none") and action not in known}
+        named = [action for action in self.actions if action not in special]
+        bits = bits_of(named, known, f"model.streams.{name}.actions", ", and none and all")
+        return Rule(ALL if "all" in special else bits, bool(special))
 
 
 @dataclass(frozen=True)
