@@ -388,7 +388,7 @@ class TestReplays:
         train(one, batches)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for number, batch in enumerate(batches[:4], 20):
-                one.step(batch, number)
+            found = [one.step(batch, number)[0] for number, batch in enumerate(batches[:4], 20)]
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert torch.stack(found).isfinite().all()

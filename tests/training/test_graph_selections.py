@@ -155,6 +155,7 @@ def test_the_body_asks_the_host_nothing(
         hidden = model.hidden(batch)
         found = model.outputs_of(hidden, batch) if isinstance(model, Ranker) else model.queries_of(hidden).vectors
         found.sum().backward()
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ class TestReplays:
             one.step(batch, number)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for number, batch in enumerate(batches[:4], len(batches)):
-                one.step(batch, number)
+            found = [one.step(batch, number)[0] for number, batch in enumerate(batches[:4], len(batches))]
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert torch.stack(found).isfinite().all()

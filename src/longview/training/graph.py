@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,16 +25,9 @@ from longview.training.config import RunConfig
 
 WARM_UP = 3  # steps of a shape before it is captured
 MOST = 32  # graphs kept; the shapes of a data set's batches are fewer, unless their sizes differ wildly
-NOT_CAPTURED = (
-    "a training step of {shape} cannot be captured as a CUDA graph ({{reason}}); train with "
-    "--set loop.graphs=off, or go on with --resume --set loop.graphs=off"
-)
-GOES_ON = (
-    "a training step of {shape} could not be captured as a CUDA graph ({reason}); the run goes on and launches such "
-    "steps kernel by kernel, which is slower and trains the same. loop.graphs=off does not try"
-)
 WORDS = torch.int64  # what the buffer of a step's input holds; columns of any dtype are laid into it byte for byte
 
+Result = TypeVar("Result")
 Body = Callable[[JaggedBatch, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -74,6 +68,32 @@ def _why_no_kernel(model: RetrieverConfig, device: torch.device) -> str | None:
     if furthest > FURTHEST:
         return f"the attention kernels take a position bias of up to {FURTHEST} distances, not {furthest}"
     return None
+
+
+def recorded_step(
+    body: Callable[[], Result], stream: torch.cuda.Stream, shape: str, **options: Any
+) -> tuple[torch.cuda.CUDAGraph, Result] | None:
+    """Return a step of `shape`, in words, as a graph and what it returns, as `recorded` with its `options` does.
+
+    None, with a warning, where the capture stopped halfway and steps can be launched instead.
+
+    Raises:
+        LongviewError: the device cannot go on from here; the message says how the run can.
+    """
+    refusal = (
+        f"a training step of {shape} cannot be captured as a CUDA graph ({{reason}}); train with "
+        "--set loop.graphs=off, or go on with --resume --set loop.graphs=off"
+    )
+    try:
+        return recorded(body, stream, refusal=refusal, **options)
+    except CaptureAbandonedError as error:
+        warnings.warn(
+            f"a training step of {shape} could not be captured as a CUDA graph ({error.reason}); the run goes on and "
+            "launches such steps kernel by kernel, which is slower and trains the same. loop.graphs=off does not try",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
 
 
 class CapturedSteps:
@@ -146,15 +166,14 @@ class CapturedSteps:
     def _capture(self, shape: _Shape) -> None:
         # One pool for all: they run one after another, and nothing in it is read after the next one begins.
         pool = next((other.graph.pool() for other in self.shapes.values() if other.graph is not None), None)
-        try:
-            shape.graph, shape.results = recorded(
-                lambda: self.body(*shape.read()), self.stream,
-                refusal=NOT_CAPTURED.format(shape=shape.words), pool=pool, generators=self.generators,
-            )  # fmt: skip
-        except CaptureAbandonedError as error:
+        found = recorded_step(
+            lambda: self.body(*shape.read()), self.stream, shape.words, pool=pool, generators=self.generators
+        )
+        if found is None:
             self.undo()
             self.abandoned = True
-            warnings.warn(GOES_ON.format(shape=shape.words, reason=error.reason), RuntimeWarning, stacklevel=2)
+        else:
+            shape.graph, shape.results = found
 
 
 class _Shape:

@@ -165,7 +165,7 @@ def test_a_capture_that_stops_halfway_leaves_the_run_as_it_was(
             raise CaptureAbandonedError(refusal, "CUDA out of memory")
 
         monkeypatch.setattr(graph, "WARM_UP", warm_up)
-        monkeypatch.setattr(graph, "recorded", stops)
+        monkeypatch.setattr("longview.training.graph.recorded", stops)
         steps = list(islice(chain.from_iterable(batches.epoch(number) for number in range(9)), 9))
         expected = nullcontext() if warm_up > 1 else pytest.warns(RuntimeWarning, match=r"of \d+ images could not be")
         with expected:

@@ -12,8 +12,9 @@ import yaml
 from longview.data.images import ImageSet, prepare_images
 from longview.errors import InputError, LongviewError
 from longview.training.studies import metric_workers
+from longview.training.studies.grid import LATER, identity
 from longview.training.studies.image_cell import image_cell
-from longview.training.studies.metric_config import LATER, MetricStudyConfig, load_metric_study
+from longview.training.studies.metric_config import NO_PART, MetricStudyConfig, load_metric_study
 from longview.training.studies.metric_run import MetricRecords, metric_study_summary, run_metric_cells
 from tests.image_classes import SETTINGS, write_classes
 
@@ -70,7 +71,7 @@ def test_changes_of_images_that_came_later_leave_the_keys_of_earlier_cells(image
         study_of(images, settings={**STUDY["settings"], **more}).cells(48)[0]
         for more in ({}, {"data.augment.warp": 0.0, "data.augment.scale": [1.0, 1.0]}, {"data.augment.warp": 0.1})
     )
-    assert not set(LATER["data.augment"]) & set(plain._identity()["data"]["augment"])
+    assert not set(LATER["data.augment"]) & set(identity(plain.config, NO_PART)["data"]["augment"])
     assert plain.key("data") == same.key("data") != warped.key("data")
 
 

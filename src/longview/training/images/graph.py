@@ -6,7 +6,6 @@ whole step, augmentation, memory and optimiser included, is the same operations 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,9 +15,9 @@ from torch import Tensor
 from longview.data.images.augment import DRAWS
 from longview.metric_learning import CrossBatchLoss
 from longview.metric_learning.fixed import why_not_fixed
-from longview.ops.graphs import CaptureAbandonedError, launched, recorded
+from longview.ops.graphs import launched
 from longview.training.config import LoopConfig
-from longview.training.graph import GOES_ON, NOT_CAPTURED, WARM_UP, WORDS, graphs_wanted
+from longview.training.graph import WARM_UP, WORDS, graphs_wanted, recorded_step
 from longview.training.images.losses import ClassLoss
 from longview.training.images.views import ChosenImages
 
@@ -121,11 +120,8 @@ class CapturedImageSteps:
         return loss.clone(), norm.clone()
 
     def _capture(self) -> None:
-        shape = f"{self.batch} images"
-        try:
-            self.graph, self.results = recorded(
-                lambda: torch.stack(self.body(*self._read())), self.stream, refusal=NOT_CAPTURED.format(shape=shape)
-            )
-        except CaptureAbandonedError as error:
+        found = recorded_step(lambda: torch.stack(self.body(*self._read())), self.stream, f"{self.batch} images")
+        if found is None:
             self.abandoned = True
-            warnings.warn(GOES_ON.format(shape=shape, reason=error.reason), RuntimeWarning, stacklevel=2)
+        else:
+            self.graph, self.results = found

@@ -14,6 +14,13 @@ from longview.errors import InputError
 Settings = dict[str, Any]  # dotted keys of a configuration, as after --set
 NOT_IN_KEY = {"loop": ("seed", "tensorboard", "checkpoint_every_steps")}
 
+# Settings that came after the first cells, and what those did: no part of a cell's identity where they do the same.
+LATER: dict[str, dict[str, Any]] = {
+    "data.augment": {"scale": [1.0, 1.0], "stretch": [1.0, 1.0], "shear": 0.0, "warp": 0.0, "stroke": 0.0},
+    "loss": {"actions": []},
+    "model.layer": {"start": "random"},
+}
+
 Study = TypeVar("Study", bound=Config)
 Run = TypeVar("Run", bound=Config)
 
@@ -63,6 +70,13 @@ def identity(config: Config, apart: Collection[str] = ("name",)) -> dict[str, An
     values = config.model_dump(mode="json", exclude=set(apart))
     for group, keys in NOT_IN_KEY.items():
         values[group] = {key: value for key, value in values[group].items() if key not in keys}
+    for path, idle in LATER.items():
+        section: Any = values
+        for part in path.split("."):
+            section = (section or {}).get(part)
+        for key, value in idle.items():
+            if section and section.get(key) == value:
+                del section[key]
     return values
 
 

@@ -14,9 +14,6 @@ from longview.errors import InputError
 from longview.training.images.config import ImageRunConfig, resolve_image_config
 from longview.training.studies.grid import Settings, check_seeds, digest, identity, load_grid, resolved, with_seed
 
-LATER: dict[str, dict[str, Any]] = {  # settings that came after the first cells, and what those did
-    "data.augment": {"scale": [1.0, 1.0], "stretch": [1.0, 1.0], "shear": 0.0, "warp": 0.0, "stroke": 0.0},
-}
 NO_PART = ("name", "evaluation")  # of a cell's identity: it is evaluated in one way
 
 
@@ -100,23 +97,11 @@ class MetricCell:
 
     def key(self, fingerprint: str) -> str:
         """Return what names the training: the same configuration, steps, data and seed have the same key."""
-        return digest([self._identity(), self.steps, fingerprint, self.seed])
+        return digest([identity(self.config, NO_PART), self.steps, fingerprint, self.seed])
 
     def time_key(self, fingerprint: str) -> str:
         """Return the same without seed and steps, for what does not depend on them."""
-        return digest([self._identity(), fingerprint])
-
-    def _identity(self) -> dict[str, Any]:
-        """Return what decides the result; settings that came later are in it where they do something."""
-        values = identity(self.config, NO_PART)
-        for path, idle in LATER.items():
-            section: Any = values
-            for part in path.split("."):
-                section = (section or {}).get(part)
-            for key, value in idle.items():
-                if section and section.get(key) == value:
-                    del section[key]
-        return values
+        return digest([identity(self.config, NO_PART), fingerprint])
 
 
 def load_metric_study(
