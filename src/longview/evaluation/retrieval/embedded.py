@@ -70,12 +70,15 @@ def numbered(queries: Embedded, gallery: Embedded) -> tuple[Rows, Rows, list[str
     if queries is gallery:
         numbers, names = class_numbers(queries.labels)
         return numbers, numbers, names
-    for which, images in (("queries", queries), ("gallery", gallery)):
-        try:
-            class_numbers(images.labels)
-        except InputError as error:
-            raise InputError(f"{which}: {error}") from None
-    numbers, names = class_numbers([*queries.labels, *gallery.labels])
+    try:
+        numbers, names = class_numbers([*queries.labels, *gallery.labels])
+    except InputError:
+        for which, images in (("queries", queries), ("gallery", gallery)):  # whose it is, and counted there
+            try:
+                class_numbers(images.labels)
+            except InputError as error:
+                raise InputError(f"{which}: {error}") from None
+        raise
     return numbers[: len(queries)], numbers[len(queries) :], names
 
 
