@@ -91,6 +91,7 @@ class SummedLookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parts: tuple[_Part, ...], drop: _Dropout, dtype: torch.dtype, *tables: Tensor) -> Tensor:
+        """Return the summed rows (T, D) of all `parts`, with dropout, in `dtype`."""
         from longview.ops.embedding import triton_summed as kernels
 
         count, width = parts[0].ids.numel(), tables[0].shape[1]
@@ -112,6 +113,7 @@ class SummedLookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the tables, each of its own kind; what is no tensor has none."""
         from longview.ops.embedding import fused
 
         parts, drop, kinds = ctx.settings

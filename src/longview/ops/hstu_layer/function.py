@@ -44,6 +44,7 @@ class FusedLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, z_TD: Tensor, *tensors: Tensor) -> Tensor:
+        """Return the output (T, D) of the layer `call` on z (T, D); `tensors` are its parameters."""
         parameters, s = LayerParameters(*tensors), call.settings
         with torch.autocast(z_TD.device.type, enabled=False), on_device_of(z_TD):
             keep = call.differentiated

@@ -51,6 +51,7 @@ class BlockedMemoryLoss(torch.autograd.Function):
         apart: bool,
         tile: int | None,
     ) -> Tensor:
+        """Return the losses of the anchors (b,), and keep their gradient (b, d), made on the way."""
         with torch.autocast(embeddings.device.type, enabled=False):
             problem = _Problem(embeddings, reference, pairs, view, tile)
             plan = plan_of(loss)
@@ -133,8 +134,6 @@ class _Problem:
         for rows, seen_cd, x in self._tiles(form, self._rough(form, largest), largest):
             if form.sums == "margin" and not x.is_cuda:  # an accelerator would have to be asked how many
                 seen_cd, x = over_margin(seen_cd, x)
-                if not x.numel():
-                    continue
             weights = add_tile(running, form, x, given, rows, largest is not None)
             if running.grads is not None and form.sums != "best":
                 if self.low == self.wide:

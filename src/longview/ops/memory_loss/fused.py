@@ -47,6 +47,7 @@ class FusedMemoryLoss(torch.autograd.Function):
         reduction: str,
         tile: tuple[Tile, int] | None,
     ) -> Tensor:
+        """Return the losses of the anchors (b,), and keep their gradient (b, d), made on the way."""
         with on_device_of(reference):
             problem = _Problem(embeddings, reference, pairs, view, tile)
             losses, grads = problem.solve(plan_of(loss), reduction, ctx.needs_input_grad[0])

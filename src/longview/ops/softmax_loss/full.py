@@ -46,6 +46,7 @@ class FullSoftmaxLoss(torch.autograd.Function):
         block: int | None,
         counted: Tensor | None = None,
     ) -> Tensor:
+        """Return the mean loss, a scalar, and keep its gradients, made on the way."""
         dtype = matmul_dtype(queries, items)
         need_queries, need_items = ctx.needs_input_grad[:2]
         with torch.autocast(queries.device.type, enabled=False):

@@ -45,6 +45,7 @@ class BlockedFullSoftmaxLoss(torch.autograd.Function):
         setup: Setup | None,
         counted: Tensor | None = None,
     ) -> Tensor:
+        """Return the mean loss, a scalar, and keep its gradients, made on the way."""
         low = matmul_dtype(queries, items)
         query_nd, item_Vd, targets = queries.to(low).contiguous(), items.to(low).contiguous(), targets.contiguous()
         if setup is None:

@@ -39,6 +39,7 @@ class FusedFullSoftmaxLoss(torch.autograd.Function):
         tiles: Tiles | None,
         counted: Tensor | None = None,
     ) -> Tensor:
+        """Return the mean loss, a scalar, and keep what its gradients are made of."""
         low = matmul_dtype(queries, items)
         query_nd, item_Vd = queries.to(low).contiguous(), items.to(low).contiguous()
         problem = _Problem.of(query_nd, item_Vd, 1 / temperature, label_smoothing, tiles)

@@ -42,6 +42,7 @@ class FusedSampledSoftmaxLoss(torch.autograd.Function):
         tiles: Tiles | None,
         counted: Tensor | None = None,
     ) -> Tensor:
+        """Return the mean loss, a scalar, and keep what its gradients are made of."""
         low = matmul_dtype(queries, items)
         queries, items, targets = queries.contiguous(), items.contiguous(), targets.contiguous()
         negatives = sample.negatives.contiguous()

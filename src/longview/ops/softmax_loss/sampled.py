@@ -53,6 +53,7 @@ class SampledSoftmaxLoss(torch.autograd.Function):
         block: int | None,
         counted: Tensor | None = None,
     ) -> Tensor:
+        """Return the mean loss, a scalar, and keep what its gradients are made of."""
         dtype = matmul_dtype(queries, items)
         with torch.autocast(queries.device.type, enabled=False):
             sweep = _Sweep(queries, items, targets, sample, dtype, 1 / temperature)
@@ -64,6 +65,7 @@ class SampledSoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of queries (n, d) and items (V, d), the rest None."""
         refuse_second_derivative()
         grad_queries, grad_targets, grad_negatives, targets, negatives = ctx.saved_tensors
         query_dtype, item_dtype, shape = ctx.like
