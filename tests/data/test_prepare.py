@@ -22,7 +22,7 @@ from tests.data.logs import LOG, T0, histories, write, write_rows
 EXPECTED = {"u1": ["a", "b", "c"], "u2": ["a", "c", "b"], "u3": ["b", "a"]}
 
 
-def refused(tmp_path: Path, log: Path | list[Path], words: str, **options: Any) -> None:
+def assert_refused(tmp_path: Path, log: Path | list[Path], words: str, **options: Any) -> None:
     """Check that the message has `words` and that nothing was written."""
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=words):
@@ -256,23 +256,25 @@ def test_rows_that_lack_something_are_left_out_on_request(tmp_path: Path) -> Non
     ],
 )
 def test_bad_logs(tmp_path: Path, text: str, options: dict[str, Any], words: str) -> None:
-    refused(tmp_path, write(tmp_path / "log.csv", text), words, **options)
+    assert_refused(tmp_path, write(tmp_path / "log.csv", text), words, **options)
 
 
 def test_filters_that_leave_one_item(tmp_path: Path) -> None:
     text = "u,i,t\na,x,1600000000\na,y,1600000001\nb,x,1600000000\n"
-    refused(tmp_path, write(tmp_path / "log.csv", text), "one item 'x'.*filters", min_item_events=2)
+    assert_refused(tmp_path, write(tmp_path / "log.csv", text), "one item 'x'.*filters", min_item_events=2)
 
 
 def test_a_second_file_without_the_columns_is_named(tmp_path: Path) -> None:
     first = write(tmp_path / "a.csv", LOG)
     second = write(tmp_path / "b.csv", LOG.replace("item_id", "item"))
-    refused(tmp_path, [first, second], r"b.csv: no column 'item_id', which .*a.csv has \(did you mean 'item'\?\)")
+    assert_refused(
+        tmp_path, [first, second], r"b.csv: no column 'item_id', which .*a.csv has \(did you mean 'item'\?\)"
+    )
 
 
 def test_a_row_of_a_later_file_is_counted_in_that_file(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a.csv", LOG), write(tmp_path / "b.csv", LOG + "u9,a,-5\n")
-    refused(tmp_path, [first, second], "b.csv: row 9:")
+    assert_refused(tmp_path, [first, second], "b.csv: row 9:")
 
 
 @pytest.mark.parametrize(
@@ -285,23 +287,23 @@ def test_a_row_of_a_later_file_is_counted_in_that_file(tmp_path: Path) -> None:
 )
 def test_bad_item_files(tmp_path: Path, content: str, words: str) -> None:
     items = write(tmp_path / "items.csv", content)
-    refused(tmp_path, write(tmp_path / "log.csv", LOG), words, items=items)
+    assert_refused(tmp_path, write(tmp_path / "log.csv", LOG), words, items=items)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    refused(tmp_path, tmp_path / "absent.csv", "absent.csv: no such file")
-    refused(tmp_path, write(tmp_path / "log.csv", LOG), "items.csv: no such file", items=tmp_path / "items.csv")
+    assert_refused(tmp_path, tmp_path / "absent.csv", "absent.csv: no such file")
+    assert_refused(tmp_path, write(tmp_path / "log.csv", LOG), "items.csv: no such file", items=tmp_path / "items.csv")
 
 
 def test_a_truncated_gzip_file_leaves_nothing(tmp_path: Path) -> None:
     body = "".join(f"u{n % 97},i{n * 7919 % 10007},{T0 + n}\n" for n in range(50_000))
     packed = gzip.compress(("user,item,time\n" + body).encode())
-    refused(tmp_path, write(tmp_path / "log.csv.gz", packed[: len(packed) // 2]), "log.csv.gz: .*truncated")
+    assert_refused(tmp_path, write(tmp_path / "log.csv.gz", packed[: len(packed) // 2]), "log.csv.gz: .*truncated")
 
 
 def test_nested_ids_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user": [[1], [2]], "item": ["a", "b"], "time": [T0, T0]}), tmp_path / "log.parquet")
-    refused(tmp_path, tmp_path / "log.parquet", "column 'user' is of type List.*no id")
+    assert_refused(tmp_path, tmp_path / "log.parquet", "column 'user' is of type List.*no id")
 
 
 def test_ids_of_bytes_are_text_or_refused(tmp_path: Path) -> None:
@@ -310,7 +312,7 @@ def test_ids_of_bytes_are_text_or_refused(tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / "log.parquet")
         return tmp_path / "log.parquet"
 
-    refused(tmp_path, bytes_log(b"u", b"\xff"), "log.parquet: column 'user' holds bytes that are not UTF-8 text")
+    assert_refused(tmp_path, bytes_log(b"u", b"\xff"), "log.parquet: column 'user' holds bytes that are not UTF-8 text")
     assert prepare(bytes_log(b"u", b"u"), out=tmp_path / "data").user_ids.ids.to_pylist() == ["u"]
 
 

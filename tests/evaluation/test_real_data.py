@@ -36,7 +36,7 @@ def open_data(real_data: Callable[[str], Path], tmp_path_factory: pytest.TempPat
     return get
 
 
-def check(data: PreparedData, name: str, hr: float, ndcg: float) -> None:
+def assert_figures(data: PreparedData, name: str, hr: float, ndcg: float) -> None:
     (report,) = evaluate_baselines(data, "test", names=[name], resamples=0).reports
     assert report.metrics["hr@10"] == pytest.approx(hr, abs=0.002)
     assert report.metrics["ndcg@10"] == pytest.approx(ndcg, abs=0.002)
@@ -49,12 +49,12 @@ def test_the_data_is_the_data_of_the_figures(open_data: Open, name: str, split: 
 
 @pytest.mark.parametrize(("name", "hr", "ndcg"), [("popularity", 0.0369, 0.0180), ("item-knn", 0.0858, 0.0429)])
 def test_movielens(open_data: Open, name: str, hr: float, ndcg: float) -> None:
-    check(open_data(ML_1M, "leave-last-out"), name, hr, ndcg)
+    assert_figures(open_data(ML_1M, "leave-last-out"), name, hr, ndcg)
 
 
 @pytest.mark.slow
 def test_movielens_ease(open_data: Open) -> None:
-    check(open_data(ML_1M, "leave-last-out"), "ease", 0.1083, 0.0532)
+    assert_figures(open_data(ML_1M, "leave-last-out"), "ease", 0.1083, 0.0532)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_movielens_ease(open_data: Open) -> None:
     [("popularity", 0.0072, 0.0033), ("popularity-7d", 0.0025, 0.0010), ("item-knn", 0.0349, 0.0192)],
 )
 def test_beauty_by_time(open_data: Open, name: str, hr: float, ndcg: float) -> None:
-    check(open_data(BEAUTY, "global-time"), name, hr, ndcg)
+    assert_figures(open_data(BEAUTY, "global-time"), name, hr, ndcg)
 
 
 def test_the_share_of_cold_targets_by_time(open_data: Open) -> None:

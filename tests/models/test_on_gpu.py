@@ -42,7 +42,7 @@ def model_of(name: str, device: str) -> Retriever:
     return model.to(device)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found.cpu() - expected).norm() <= 2e-4 * expected.norm()
 
 
@@ -57,13 +57,13 @@ def test_training_and_newest_vectors(name: str) -> None:
         vectors = model.eval().user_vectors(batch.to(device))
         results.append((queries.vectors.detach(), queries.rows, gradients, vectors))
     (expected, rows, gradients, vectors), (found, other_rows, other_gradients, other_vectors) = results
-    close(found, expected)
-    close(other_vectors, vectors)
+    assert_close(found, expected)
+    assert_close(other_vectors, vectors)
     assert (rows is None) == (other_rows is None)
     assert rows is None or torch.equal(rows, other_rows.cpu())
     assert gradients.keys() == other_gradients.keys()
     for key, gradient in gradients.items():
-        close(other_gradients[key], gradient)
+        assert_close(other_gradients[key], gradient)
 
 
 @pytest.mark.parametrize("name", ["plain", "truncated", "two stages"])
@@ -72,11 +72,11 @@ def test_incremental_form(name: str) -> None:
     incremental = Incremental(model)
     state = incremental.prefill(together([piece(h, 0, h.num_tokens // 2) for h in HISTORIES]).to("cuda"))
     state = incremental.append(state, together([piece(h, h.num_tokens // 2) for h in HISTORIES]).to("cuda"))
-    close(incremental.vectors(state), model.user_vectors(together(HISTORIES).to("cuda")).cpu())
+    assert_close(incremental.vectors(state), model.user_vectors(together(HISTORIES).to("cuda")).cpu())
     asked = together(histories([70, 0, 3, 5], seed=9))
     on_cpu = Incremental(model_of(name, "cpu"))
     expected = on_cpu.candidates(on_cpu.prefill(together(HISTORIES)), asked)
-    close(incremental.candidates(state, asked.to("cuda"), micro_batch=32), expected)
+    assert_close(incremental.candidates(state, asked.to("cuda"), micro_batch=32), expected)
 
 
 @pytest.mark.parametrize("name", ["plain", "truncated"])

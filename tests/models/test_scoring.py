@@ -83,15 +83,15 @@ def by_operation(incremental: Incremental, state: UserState, batch: JaggedBatch)
         return incremental.candidates(state, batch)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
+def assert_close(found: Tensor, expected: Tensor) -> None:
     assert found.shape == expected.shape
     assert (found - expected).norm() <= (2e-4 if CUDA else 2e-5) * expected.norm()
 
 
-def same(name: str, found: Tensor, expected: Tensor) -> None:
+def assert_same(name: str, found: Tensor, expected: Tensor) -> None:
     """Demand the same bits but where streams are fused, by a product of the library, which looks at how many rows."""
     if name == "streams":
-        close(found, expected)
+        assert_close(found, expected)
     else:
         assert torch.equal(found, expected)
 
@@ -125,8 +125,8 @@ class TestInPlace:
         incremental, batch = Incremental(model_of(name)), asked([3, 0, 9, 2])
         state = states(incremental)[1]
         found = incremental.candidates(state, batch, micro_batch=5)
-        same(name, found, incremental.candidates(state, batch))
-        close(found, by_operation(incremental, state, batch))
+        assert_same(name, found, incremental.candidates(state, batch))
+        assert_close(found, by_operation(incremental, state, batch))
 
     @pytest.mark.parametrize("name", ["full", "prefix", "truncated"])
     def test_appended_events_equal_those_appended_operation_by_operation(self, name: str) -> None:
@@ -139,7 +139,7 @@ class TestInPlace:
             expected = incremental.append(half, events).tensors()
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            close(found[key].double(), value.double())
+            assert_close(found[key].double(), value.double())
 
     def test_a_user_alone_has_the_bits_of_a_user_in_company(self) -> None:
         incremental, batch = Incremental(model_of("prefix")), asked([3, 0, 9, 2])
@@ -177,7 +177,7 @@ class TestScorer:
         calls = [(whole, [3, 0, 9, 2]), (whole, [1, 1, 2, 2]), (half, [0, 9, 0, 1]), (whole, [5, 0, 0, 4])]
         for number, (state, counts) in enumerate([*calls, *calls] if CUDA else calls[1:]):
             batch = asked(counts, seed=number)
-            same(name, scorer.candidates(state, batch), incremental.candidates(state, batch))
+            assert_same(name, scorer.candidates(state, batch), incremental.candidates(state, batch))
         if CUDA:
             assert scorer.captured >= 1
 
@@ -190,8 +190,8 @@ class TestScorer:
         scorer = CandidateScorer(incremental)
         for seed in range(3 if CUDA else 1):
             batch = asked([3, 0, 9, 2], seed=seed)
-            close(scorer.predict(state, batch), incremental.predict(state, batch))
-            same(body, scorer.candidates(state, batch), incremental.candidates(state, batch))
+            assert_close(scorer.predict(state, batch), incremental.predict(state, batch))
+            assert_same(body, scorer.candidates(state, batch), incremental.candidates(state, batch))
 
     def test_fewer_users_share_a_shape_and_results_are_the_callers(self) -> None:
         incremental = Incremental(model_of("prefix"))
@@ -280,8 +280,7 @@ class TestOnTheDevice:
                 self.incremental.candidates(whole, batch)
             torch.cuda.set_sync_debug_mode("error")
             try:
-                for batch in batches:
-                    scorer.candidates(whole, batch)
-                    self.incremental.candidates(whole, batch)
+                found = [one.candidates(whole, batch) for batch in batches for one in (scorer, self.incremental)]
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+            assert all(torch.equal(*pair) for pair in zip(found[::2], found[1::2], strict=True))

@@ -29,7 +29,7 @@ needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 every_loss = pytest.mark.parametrize("name", list(LOSSES))
 
 
-def check(given: Arguments, name: str, **options: Any) -> None:
+def assert_as_the_reference(given: Arguments, name: str, **options: Any) -> None:
     found = value_and_gradient(given, loss=LOSSES[name], backend="triton", **options)
     assert_close(found, exactly(given, loss=LOSSES[name], **options), 3e-5, 3e-6)
 
@@ -39,15 +39,15 @@ class TestAgainstTheReference:
     @pytest.mark.parametrize("option", ["plain", "affine, renormalise", "all"])
     def test_options(self, name: str, option: str) -> None:
         # Two blocks of anchors and three tiles, the last of them not full.
-        check(problem(35, 70, 20), name, **options_of(35, 70, 20)[option])
+        assert_as_the_reference(problem(35, 70, 20), name, **options_of(35, 70, 20)[option])
 
     @pytest.mark.parametrize("reduction", ["sum", "mean_active", "none"])
     def test_reductions(self, name: str, reduction: str) -> None:
-        check(problem(5, 40, 16), name, reduction=reduction)
+        assert_as_the_reference(problem(5, 40, 16), name, reduction=reduction)
 
     @pytest.mark.parametrize(("m", "classes"), [(0, 4), (3, 4), (40, 1), (40, 1000)])
     def test_small_memories_and_anchors_without_positives_or_negatives(self, name: str, m: int, classes: int) -> None:
-        check(problem(4, m, 16, classes=classes), name)
+        assert_as_the_reference(problem(4, m, 16, classes=classes), name)
 
     def test_bits_repeat(self, name: str) -> None:
         given = problem(5, 40, 16)
@@ -91,7 +91,7 @@ def test_more_blocks_of_anchors_than_bits_share_them(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(triton_match, "BITS", 2)
     for name in ("contrastive", "supervised-contrastive"):
-        check(problem(165, 70, 16, classes=60), name)
+        assert_as_the_reference(problem(165, 70, 16, classes=60), name)
 
 
 def test_segments_and_splits_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_segments_and_splits_are_joined(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(triton_match, "BLOCK", 64)
     monkeypatch.setattr(fused, "PROCESSORS", 3)
     for name in LOSSES:
-        check(problem(5, 200, 16), name, **options_of(5, 200, 16)["affine, renormalise"])
+        assert_as_the_reference(problem(5, 200, 16), name, **options_of(5, 200, 16)["affine, renormalise"])
 
 
 @pytest.mark.parametrize("far", [-1, 0])
@@ -117,7 +117,7 @@ def test_exponents_may_grow_or_be_missing_after_the_first_tile(name: str, far: i
 
 def test_views_of_tensors_are_taken() -> None:
     z, labels, memory, memory_labels = problem(5, 80, 40)
-    check((z[:, ::2], labels, memory[::2, ::2], memory_labels[::2]), "contrastive")
+    assert_as_the_reference((z[:, ::2], labels, memory[::2, ::2], memory_labels[::2]), "contrastive")
 
 
 def test_a_row_of_nan_is_not_hidden() -> None:

@@ -251,38 +251,42 @@ class TestFewPairsOverTheMargin:
 
 
 class TestRefused:
-    def refused(self, match: str, **changed: Any) -> None:
+    def assert_refused(self, match: str, **changed: Any) -> None:
         z, labels, memory, memory_labels = problem(4, 6, 5)
         given = {"embeddings": z, "labels": labels, "reference": memory, "reference_labels": memory_labels}
         with pytest.raises(InputError, match=match):
             memory_loss(**{**given, "loss": ContrastiveLoss(), **changed})
 
     def test_shapes_and_dtypes_that_do_not_fit(self) -> None:
-        self.refused(
+        self.assert_refused(
             r"embeddings \(b, d\) and reference \(m, d\) expected, got .*\(4, 3\)", embeddings=torch.ones(4, 3)
         )
-        self.refused(r"labels must be \(4,\) int64, got \(4,\) int32", labels=torch.ones(4, dtype=torch.int32))
-        self.refused(r"reference_labels must be \(6,\) int64", reference_labels=torch.ones(5, dtype=torch.int64))
-        self.refused("must be floating point", reference=torch.ones(6, 5, dtype=torch.int64))
-        self.refused(
+        self.assert_refused(r"labels must be \(4,\) int64, got \(4,\) int32", labels=torch.ones(4, dtype=torch.int32))
+        self.assert_refused(r"reference_labels must be \(6,\) int64", reference_labels=torch.ones(5, dtype=torch.int64))
+        self.assert_refused("must be floating point", reference=torch.ones(6, 5, dtype=torch.int64))
+        self.assert_refused(
             r"affine shift must be \(5,\)", affine=(torch.ones(5, device=DEVICE), torch.ones(4, device=DEVICE))
         )
-        self.refused("at least one embedding", embeddings=torch.ones(0, 5), labels=torch.ones(0, dtype=torch.int64))
+        self.assert_refused(
+            "at least one embedding", embeddings=torch.ones(0, 5), labels=torch.ones(0, dtype=torch.int64)
+        )
 
     def test_settings_that_do_not_fit(self) -> None:
-        self.refused("own_ids and reference_ids go together", own_ids=torch.arange(4, device=DEVICE))
-        self.refused("reduction must be one of", reduction="mean")
-        self.refused("backend must be one of", backend="cuda")
-        self.refused("loss must be one of ContrastiveLoss", loss="contrastive")
-        self.refused(
+        self.assert_refused("own_ids and reference_ids go together", own_ids=torch.arange(4, device=DEVICE))
+        self.assert_refused("reduction must be one of", reduction="mean")
+        self.assert_refused("backend must be one of", backend="cuda")
+        self.assert_refused("loss must be one of ContrastiveLoss", loss="contrastive")
+        self.assert_refused(
             "gradient only as it is", reference=torch.ones(6, 5, device=DEVICE).requires_grad_(), renormalise=True
         )
 
     def test_what_is_not_finite_where_asked(self) -> None:
         memory = torch.ones(6, 5, device=DEVICE)
         memory[4, 2] = torch.inf
-        self.refused("reference must be finite: 1 of 6 rows are not, first row 4", reference=memory, check_finite=True)
-        self.refused("embeddings must be finite", embeddings=memory[:4] * torch.nan, check_finite=True)
+        self.assert_refused(
+            "reference must be finite: 1 of 6 rows are not, first row 4", reference=memory, check_finite=True
+        )
+        self.assert_refused("embeddings must be finite", embeddings=memory[:4] * torch.nan, check_finite=True)
 
     def test_a_second_derivative(self) -> None:
         z, *rest = problem(4, 6, 5)

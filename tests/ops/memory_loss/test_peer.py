@@ -45,7 +45,7 @@ def ours(given: Arguments, **options: Any) -> tuple[float, torch.Tensor]:
     return value.item(), z.grad
 
 
-def same(found: tuple[float, torch.Tensor], expected: tuple[float, torch.Tensor]) -> None:
+def assert_same(found: tuple[float, torch.Tensor], expected: tuple[float, torch.Tensor]) -> None:
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-6)
 
@@ -56,9 +56,9 @@ def test_contrastive() -> None:
     cosine, given = distances.CosineSimilarity(), balanced()
     mean = losses.ContrastiveLoss(1.0, 0.2, distance=cosine)
     loss = ContrastiveLoss(positive_margin=1.0, negative_margin=0.2)
-    same(ours(given, loss=loss, reduction="mean_active"), theirs(mean, given))
+    assert_same(ours(given, loss=loss, reduction="mean_active"), theirs(mean, given))
     total = losses.ContrastiveLoss(1.0, 0.2, distance=cosine, reducer=reducers.SumReducer())
-    same(ours(given, loss=loss, reduction="sum"), theirs(total, given))
+    assert_same(ours(given, loss=loss, reduction="sum"), theirs(total, given))
 
 
 @pytest.mark.parametrize(("positive", "negative"), [("hard", "hard"), ("hard", "semihard"), ("easy", "semihard")])
@@ -70,35 +70,35 @@ def test_triplet(positive: str, negative: str) -> None:
     miner = miners.BatchEasyHardMiner(positive, negative, distance=cosine)
     words: dict[str, Any] = {"hard": "hardest", "semihard": "semi-hard", "easy": "easiest"}
     mine = TripletLoss(margin=0.2, positive=words[positive], negative=words[negative])
-    same(ours(given, loss=mine, reduction="mean_active"), theirs(loss, given, miner))
+    assert_same(ours(given, loss=mine, reduction="mean_active"), theirs(loss, given, miner))
 
 
 def test_multi_similarity() -> None:
     from pytorch_metric_learning import losses
 
     given = balanced()
-    same(ours(given, loss=MultiSimilarityLoss()), theirs(losses.MultiSimilarityLoss(), given))
+    assert_same(ours(given, loss=MultiSimilarityLoss()), theirs(losses.MultiSimilarityLoss(), given))
 
 
 def test_info_nce() -> None:
     from pytorch_metric_learning import losses
 
     given = balanced()
-    same(ours(given, loss=InfoNCELoss(temperature=0.2)), theirs(losses.NTXentLoss(temperature=0.2), given))
+    assert_same(ours(given, loss=InfoNCELoss(temperature=0.2)), theirs(losses.NTXentLoss(temperature=0.2), given))
 
 
 def test_supervised_contrastive() -> None:
     from pytorch_metric_learning import losses
 
     given, loss = balanced(), SupervisedContrastiveLoss(temperature=0.2)
-    same(ours(given, loss=loss, reduction="mean_active"), theirs(losses.SupConLoss(temperature=0.2), given))
+    assert_same(ours(given, loss=loss, reduction="mean_active"), theirs(losses.SupConLoss(temperature=0.2), given))
 
 
 def test_circle() -> None:
     from pytorch_metric_learning import losses
 
     given, loss = balanced(), CircleLoss(margin=0.3, gamma=20)
-    same(ours(given, loss=loss, reduction="mean_active"), theirs(losses.CircleLoss(m=0.3, gamma=20), given))
+    assert_same(ours(given, loss=loss, reduction="mean_active"), theirs(losses.CircleLoss(m=0.3, gamma=20), given))
 
 
 def test_their_memory_leaves_out_the_anchor_itself_as_positions_do() -> None:
@@ -119,4 +119,4 @@ def test_their_memory_leaves_out_the_anchor_itself_as_positions_do() -> None:
         own_positions=torch.arange(60, 72),
         reduction="mean_active",
     )
-    same(mine, (value.item(), x.grad))
+    assert_same(mine, (value.item(), x.grad))
