@@ -47,6 +47,12 @@ def test_no_epoch_is_no_measurement() -> None:
         bench_train(epochs=0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda is available")
+def test_a_device_that_is_not_there_is_refused_at_once() -> None:
+    with pytest.raises(InputError, match="device cuda is not available here"):
+        bench_train(device="cuda")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_it_is_timed_with_graphs_and_without(tmp_path: Path) -> None:
     synthetic_log(tmp_path / "log", users=400, items=300, median_length=20)

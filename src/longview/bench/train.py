@@ -31,6 +31,7 @@ from longview.errors import InputError
 from longview.evaluation.environment import environment
 from longview.serving.recommender import Recommender
 from longview.training.config import RunConfig, resolve_config
+from longview.training.devices import device_named
 from longview.training.goals.retrieval import RetrievalGoal
 from longview.training.progress import TrainingProgress, memory_in_use
 from longview.training.trainer import Trainer
@@ -70,15 +71,16 @@ def bench_train(
         progress: gets a note an epoch.
 
     Raises:
-        InputError: fewer than one epoch, no such data set or configuration.
+        InputError: fewer than one epoch, no such device, data set or configuration.
     """
     if epochs < 1:
         raise InputError(f"epochs={epochs}: at least 1")
+    place = device_named(device)
     run = resolve_config(config, overrides)
     with tempfile.TemporaryDirectory() as scratch:
         opened = synthetic_log(Path(scratch) / "log") if data is None else PreparedData.open(data)
         progress = progress or TrainingProgress()
-        result = _measure(run, opened, epochs, torch.device(device), progress)
+        result = _measure(run, opened, epochs, place, progress)
         if peer_python is not None:
             progress.note("timing RecTools, one epoch")
             result["peer"] = time_rectools(peer_python, opened, run, threads=torch.get_num_threads())

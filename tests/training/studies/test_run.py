@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from longview.data.dataset import PreparedData
 from longview.errors import InputError, LongviewError
@@ -184,3 +185,12 @@ def test_damaged_records_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="damaged"):
         Records(file)
     assert file.read_text() == "{"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda is available")
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_device_that_is_not_there_is_refused_before_any_cell(tmp_path: Path, parallel: int) -> None:
+    study = StudyConfig.model_validate({"name": "small", **ABLATION})
+    with pytest.raises(InputError, match="device cuda is not available here"):
+        run_cells(study, tmp_path / "new", device="cuda", parallel=parallel)
+    assert not (tmp_path / "new").exists()

@@ -57,10 +57,11 @@ def run_cells(
         note: what is told of the progress.
 
     Raises:
-        InputError: settings that are no configuration, or cells in `out` of other data.
+        InputError: settings that are no configuration, no such device, or cells in `out` of other data.
         LongviewError: cells failed; the message names them, the others are kept.
     """
     deadline = None if max_minutes is None else time.time() + 60 * max_minutes
+    device_named(device)
     out = Path(out)
     cells = study.cells()
     for cell in cells:

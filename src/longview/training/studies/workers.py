@@ -15,7 +15,6 @@ import torch
 
 from longview.data.dataset import PreparedData
 from longview.errors import InputError, LongviewError
-from longview.training.devices import device_named
 from longview.training.running import InterruptedRunError
 from longview.training.studies.cell import run_cell
 from longview.training.studies.config import Cell
@@ -53,7 +52,6 @@ def run_side_by_side(
     path = data.path
     if path is None:
         raise InputError("cells in several processes need a data set on disk: every process opens it for itself")
-    device_named(device)
     places = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if device == "cuda" else [device]
     waiting, stopped = deque(cells), None
     # Spawned, not forked: a forked process cannot use the GPU.
