@@ -156,7 +156,7 @@ def test_what_it_does_not_do_is_refused() -> None:
 
 @pytest.mark.slow
 def test_every_shipped_configuration_compiles_for_hopper() -> None:
-    """No spills but a few scalars of heads of 256, where every register is taken; products on the matrix units."""
+    """No spills; products on the matrix units."""
     for row in compiled("longview.ops.attention.triton_cached"):
-        assert row["stack"] <= 48 * row["name"].startswith("cached 256"), row
+        assert row["stack"] == 0, row
         assert row["wgmma"] > 0, row

@@ -19,9 +19,11 @@ from longview.ops.attention.triton_forward import column_tiles, edge_tile
 from longview.ops.attention.triton_mask import pick, row_stop, visible
 from longview.ops.attention.triton_tile import (
     entry,
+    entry_again,
     fetch_rows,
     leave_before_silu,
     load_rows,
+    program_again,
     silu_and_slope,
     store_rows,
 )
@@ -52,10 +54,8 @@ def attention_backward_rows(
     k += begin * k_token + head * k_head
     v += begin * v_token + head * v_head
     d_out += begin * d_out_token + head * d_out_head
-    d_q += begin * d_q_token + head * d_q_head
+    grads = d_q + (begin * d_q_token + head * d_q_head)
     stamps += begin
-    part_position += tl.program_id(0).to(tl.int64) * P
-    slant += tl.program_id(0).to(tl.int64) * 2 * BM * tl.maximum(BM, BN)
     time_sum = tl.zeros([PADDED], tl.float32)
     a, a_full, a_full_stop, a_stop, b, b_full, b_full_stop, b_stop, g, g_stop = column_tiles(
         first, stop, c, e, n, BN, M, CONTEXT, TARGETS
@@ -79,7 +79,7 @@ def attention_backward_rows(
                 position, time, stamps, P, B, FAST, PRECISION,
             )  # fmt: skip
             if P > 0:
-                collect_position(d_z_MN, first, at, slant, part_position, P, BM, BN)
+                collect_position(d_z_MN, first, at, slant, part_position, P, BM, BN, FAST)
             if B > 0:
                 time_sum = collect_time(time_sum, d_z_MN, rows, at + tl.arange(0, BN), n, stamps, B, PADDED)
             sum_MD = tl.dot(d_z_MN.to(k_ND.dtype), k_ND, sum_MD, input_precision=PRECISION)
@@ -100,20 +100,27 @@ def attention_backward_rows(
             seen_MN = visible(rows[:, None], columns[None, :], c, e, n, M, CONTEXT, TARGETS)
             d_z_MN = tl.where(seen_MN, d_z_MN, 0.0)
         if P > 0:
-            collect_position(d_z_MN, first, at, slant, part_position, P, BM, BN)
+            collect_position(d_z_MN, first, at, slant, part_position, P, BM, BN, FAST)
         if B > 0:
             time_sum = collect_time(time_sum, d_z_MN, rows, columns, n, stamps, B, PADDED)
         sum_MD = tl.dot(d_z_MN.to(k_ND.dtype), k_ND, sum_MD, input_precision=PRECISION)
+    program = tl.program_id(0)
+    if P + B > 0:  # found out (again) only now: with a bias every register is taken through the loops
+        program = program_again(FAST)
+        item, head = program // HEADS, program % HEADS
+        first, begin, n, c, e = entry_again(items, item, CONTEXT, TARGETS)
+        stop = row_stop(first, c, e, n, BM, M, CONTEXT, TARGETS)
+        grads = d_q + (begin * d_q_token + head * d_q_head)
     sum_MD *= 2 * half_alpha * scale
     if SLOPED:
         pre_q += begin * d_q_token + head * d_q_head
         column_q += item.to(tl.int64) * sum_token + head * D_QK
-        leave_before_silu(sum_MD, d_q, pre_q, column_q, first, stop, d_q_token, BM, D_QK, P_QK, FAST)
+        leave_before_silu(sum_MD, grads, pre_q, column_q, first, stop, d_q_token, BM, D_QK, P_QK, FAST)
     else:
-        store_rows(d_q, first, stop, d_q_token, sum_MD, BM, D_QK, P_QK)
+        store_rows(grads, first, stop, d_q_token, sum_MD, BM, D_QK, P_QK)
     if B > 0:
         slots = tl.arange(0, PADDED)
-        tl.store(part_time + tl.program_id(0).to(tl.int64) * B + slots, time_sum, mask=slots < B)
+        tl.store(part_time + program.to(tl.int64) * B + slots, time_sum, mask=slots < B)
 
 
 @triton.jit

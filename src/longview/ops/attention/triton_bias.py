@@ -15,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longview.ops.attention.triton_tile import program_again
+
 PER_BUCKET = tl.constexpr(1 / 0.301)  # as in `bias.py`
 ROWS = tl.constexpr(16)
 
@@ -58,12 +60,16 @@ def collect_time(total, d_z, left, right, n, stamps, B: tl.constexpr, PADDED: tl
 
 
 @triton.jit
-def collect_position(d_z, first, at, slant, part, P: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Add the sums of `d_z` (BM, BN), rows from `first` and columns from `at` on, by distance to `part` (P,).
-
-    `slant` (BM, 2 max(BM, BN)) is memory of this program.
+def collect_position(
+    d_z, first, at, slant, part, P: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FAST: tl.constexpr
+):
+    """Add the sums of `d_z` (BM, BN), rows from `first` and columns from `at` on, by distance to this program's row
+    of `part` (programs, P). `slant` (programs, BM, 2 max(BM, BN)) is memory to work in.
     """
     WIDE: tl.constexpr = 2 * BM if BM > BN else 2 * BN  # BM + BN at least, and a power of two
+    program = program_again(FAST).to(tl.int64)  # here, so that no register holds its places through the loops
+    slant += program * BM * WIDE
+    part += program * P
     i, j, o = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, WIDE)
     tl.store(slant + i[:, None] * WIDE + j[None, :], d_z)
     tl.debug_barrier()

@@ -21,7 +21,7 @@ from longview.ops.attention.cached import CachedKeys, CandidateWork
 from longview.ops.attention.mask import MaskSpec
 from longview.ops.attention.triton_forward import column_tiles, edge_tile
 from longview.ops.attention.triton_mask import pick, visible
-from longview.ops.attention.triton_tile import load_rows, silu, store_rows
+from longview.ops.attention.triton_tile import load_rows, program_again, silu, store_rows
 from longview.ops.attention.triton_tuning import SHIPPED, Blocks, ChosenBlocks, blocks_for
 from longview.ops.kernels import interpreted, on_device_of, padded_dim
 
@@ -45,14 +45,14 @@ def cached_forward(
     cached = tl.load(cached_offsets + user)
     e = (tl.load(cached_offsets + user + 1) - cached).to(tl.int32)
     count = (end - begin).to(tl.int32)
-    first = (item - (tl.load(last + user).to(tl.int32) - (count + BM - 1) // BM)) * BM
-    stop, n, c = tl.minimum(first + BM, count), e + count, e * 0
+    first, stop = _candidates(item, tl.load(last + user), count, BM)
+    n, c = e + count, e * 0
     if CONTEXT:
         c = tl.load(context + user).to(tl.int32)
     q += begin * q_token + head * q_head
     k += begin * k_token + head * k_head
     v += begin * v_token + head * v_head
-    out += begin * out_token + head * out_head
+    rows_out = out + (begin * out_token + head * out_head)
     cached_k += cached * ck_token + head * ck_head
     cached_v += cached * cv_token + head * cv_head
 
@@ -82,7 +82,21 @@ def cached_forward(
             seen_MN = visible(rows[:, None], columns[None, :], c, e, n, M, CONTEXT, True) & (columns[None, :] < e)
             weight_MN = tl.where(seen_MN, weight_MN, 0.0)
         sum_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, sum_MD, input_precision=PRECISION)
-    store_rows(out, first, stop, out_token, sum_MD * scale, BM, D_V, P_V)
+    if P_V > 128:  # found out (again) only now: every register is taken through the loop
+        program = program_again(FAST)
+        item, head = program // HEADS, program % HEADS
+        user = tl.load(users + item, volatile=True)
+        begin, end = tl.load(offsets + user, volatile=True), tl.load(offsets + user + 1, volatile=True)
+        first, stop = _candidates(item, tl.load(last + user, volatile=True), (end - begin).to(tl.int32), BM)
+        rows_out = out + (begin * out_token + head * out_head)
+    store_rows(rows_out, first, stop, out_token, sum_MD * scale, BM, D_V, P_V)
+
+
+@triton.jit
+def _candidates(item, last, count, BM: tl.constexpr):
+    """Return the first candidate of block `item`, and where its block ends; `count` and `last` are of its user."""
+    first = (item - (last.to(tl.int32) - (count + BM - 1) // BM)) * BM
+    return first, tl.minimum(first + BM, count)
 
 
 def triton_cached_attention(

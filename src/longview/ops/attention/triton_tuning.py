@@ -98,7 +98,7 @@ _BIASED: dict[tuple[Kernel, int], Blocks] = {
     ("forward", 256): Blocks(64, 32, 8, 2),
     ("rows", 64): Blocks(64, 32, 4, 2),
     ("rows", 128): Blocks(64, 32, 4, 2, True),
-    ("rows", 256): Blocks(64, 16, 8, 2, True),  # 16 bytes on the stack; fewer rows have no wgmma
+    ("rows", 256): Blocks(64, 16, 8, 2, True),
     ("keys", 64): Blocks(32, 64, 4, 2),
     ("keys", 128): Blocks(32, 64, 8, 2),
     ("keys", 256): Blocks(32, 64, 8, 2, True),
