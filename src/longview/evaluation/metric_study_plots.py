@@ -11,7 +11,7 @@ from longview.evaluation.curves import INK, LOSS, MODEL, MUTED, heading, plain
 from longview.evaluation.metric_study import difference
 from longview.files import atomic_file
 
-COLOURS = (MODEL, LOSS, "#7fa58a", "#a58bb5", "#c2a25c", "#5b6770", "#b5523b", "#3b8c84")
+COLOURS = (MODEL, LOSS, "#7fa58a", "#a58bb5", "#c2a25c", "#5b6770", "#b5523b", "#3b8c84", "#c77fa8")
 METRIC, NAME = "recall@1", "Recall@1"
 
 
@@ -148,8 +148,9 @@ def _legend(figure: Any, policies: Mapping[str, str], title: str) -> None:
     marks = [Line2D([], [], color=colour, linewidth=2.4, label=policy) for policy, colour in policies.items()]
     room = int(13 * figure.get_figwidth())  # letters of this size
     title = "\n".join(textwrap.fill(line, room) for line in title.splitlines())
+    lines = -(-sum(len(policy) + 9 for policy in policies) // room)  # nine letters' room for a mark and its gaps
     figure.legend(
-        handles=marks, loc="outside lower center", ncols=min(8, len(marks)), frameon=False, fontsize=9,
+        handles=marks, loc="outside lower center", ncols=-(-len(marks) // lines), frameon=False, fontsize=9,
         labelcolor=INK, title=title, title_fontsize=9,
     )  # fmt: skip
 
