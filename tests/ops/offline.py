@@ -1,8 +1,8 @@
 """Compile shipped kernels for Hopper (sm_90) on a machine without a GPU, and read what the assembler reports.
 
-As a program (`python -m tests.ops.offline MODULE`) it compiles every `Shipped` that MODULE's `shipped()` returns and
-prints a JSON list; `compiled(MODULE)` runs that in a process of its own, because a process that has Triton's
-interpreter on cannot compile.
+As a program (`python -m tests.ops.offline MODULE [NAME]`) it compiles every `Shipped` that MODULE's `shipped()`
+returns, or those whose name begins with NAME, and prints a JSON list; `compiled(MODULE)` runs that in a process of its
+own, because a process that has Triton's interpreter on cannot compile.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ from typing import Any
 SHARED = 232448  # bytes of shared memory that a program may take on Hopper
 
 
-def compiled(module: str) -> list[dict[str, Any]]:
-    """Return a row for each shipped configuration of `module`: name, registers, stack, shared, wgmma."""
+def compiled(module: str, name: str = "") -> list[dict[str, Any]]:
+    """Return a row for each shipped configuration of `module` whose name begins with `name`, of which there is one.
+
+    A row has name, registers, stack, shared, wgmma.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.ops.offline", module]
+    command = [sys.executable, "-m", "tests.ops.offline", module, name]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     rows: list[dict[str, Any]] = json.loads(done.stdout)
+    assert rows, f"{module} ships nothing that is called {name!r}"
     too_large = [row for row in rows if row["shared"] > SHARED]
     assert not too_large, too_large
     return rows
@@ -70,5 +74,6 @@ def _usage(cubin: bytes) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    rows = [_compile(*one) for one in importlib.import_module(sys.argv[1]).shipped()]
+    found = importlib.import_module(sys.argv[1]).shipped()
+    rows = [_compile(*one) for one in found if one[0].startswith("".join(sys.argv[2:]))]
     print(json.dumps(rows))  # noqa: T201

@@ -42,8 +42,9 @@ class TestAgainstTheReference:
         assert_as_the_reference(problem(35, 70, 20), name, **options_of(35, 70, 20)[option])
 
     @pytest.mark.parametrize("reduction", ["sum", "mean_active", "none"])
-    def test_reductions(self, name: str, reduction: str) -> None:
-        assert_as_the_reference(problem(5, 40, 16), name, reduction=reduction)
+    @pytest.mark.parametrize("option", ["plain", "affine, renormalise"])
+    def test_reductions(self, name: str, reduction: str, option: str) -> None:
+        assert_as_the_reference(problem(5, 40, 16), name, reduction=reduction, **options_of(5, 40, 16)[option])
 
     @pytest.mark.parametrize(("m", "classes"), [(0, 4), (3, 4), (40, 1), (40, 1000)])
     def test_small_memories_and_anchors_without_positives_or_negatives(self, name: str, m: int, classes: int) -> None:
@@ -120,12 +121,15 @@ def test_views_of_tensors_are_taken() -> None:
     assert_as_the_reference((z[:, ::2], labels, memory[::2, ::2], memory_labels[::2]), "contrastive")
 
 
-def test_a_row_of_nan_is_not_hidden() -> None:
+@pytest.mark.parametrize("option", ["plain", "affine, renormalise"])
+def test_a_row_of_nan_is_not_hidden(option: str) -> None:
     z, labels, memory, memory_labels = problem(5, 40, 16)
     memory[7] = torch.nan
+    options = options_of(5, 40, 16)[option]
     for name in LOSSES:
         if not name.startswith("triplet"):
-            assert memory_loss(z, labels, memory, memory_labels, loss=LOSSES[name], backend="triton").isnan(), name
+            found = memory_loss(z, labels, memory, memory_labels, loss=LOSSES[name], backend="triton", **options)
+            assert found.isnan(), name
 
 
 def test_what_cannot_run_says_why() -> None:
@@ -148,8 +152,33 @@ def test_kernels_are_taken_on_a_gpu_with_a_small_memory() -> None:
         assert backend_for(z, memory, None) == "blocked"
 
 
-@pytest.mark.slow
-def test_shipped_kernels_use_tensor_cores_and_spill_nothing() -> None:
-    for row in compiled("longview.ops.memory_loss.triton_walk"):
-        assert row["stack"] == 0, row
-        assert row["wgmma"] > 0, row
+WALKS = [
+    *("margin negative", "power negative", "power all", "circle negative", "best negative"),
+    *("margin positive", "power positive", "pull positive", "mean positive", "circle positive", "best positive"),
+]
+OTHERS = ["finish", "match", "anchors"]
+
+
+@pytest.mark.parametrize("view", ["", "view, "])
+class TestCompiledForHopper:
+    """Part by part, so that workers share the work."""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("form", WALKS)
+    def test_walks_use_tensor_cores_and_spill_nothing(self, view: str, form: str) -> None:
+        for row in compiled("longview.ops.memory_loss.triton_shipped", f"{view}walk {form}"):
+            assert row["stack"] == 0, row
+            assert row["wgmma"] > 0, row
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kernel", OTHERS)
+    def test_other_kernels_spill_next_to_nothing(self, view: str, kernel: str) -> None:
+        for row in compiled("longview.ops.memory_loss.triton_shipped", f"{view}{kernel}"):
+            assert row["stack"] <= 16, row
+
+    def test_all_have_a_part(self, view: str) -> None:
+        from longview.ops.memory_loss.triton_shipped import shipped
+
+        names = [name for name, *_ in shipped() if name.startswith("view") == bool(view)]
+        parts = tuple(f"{view}{part}" for part in (*(f"walk {form}" for form in WALKS), *OTHERS))
+        assert [name for name in names if not name.startswith(parts)] == []

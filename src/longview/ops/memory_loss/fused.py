@@ -9,6 +9,7 @@ Shapes: b anchors, m rows of the memory, d width, S splits.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,8 +50,9 @@ class FusedMemoryLoss(torch.autograd.Function):
     ) -> Tensor:
         """Return the losses of the anchors (b,), and keep their gradient (b, d), made on the way."""
         with on_device_of(reference):
-            problem = _Problem(embeddings, reference, pairs, view, tile)
-            losses, grads = problem.solve(plan_of(loss), reduction, ctx.needs_input_grad[0])
+            plan = plan_of(loss)
+            problem = _Problem(embeddings, reference, pairs, view, plan, tile)
+            losses, grads = problem.solve(plan, reduction, ctx.needs_input_grad[0])
         ctx.save_for_backward(grads)
         if reduction == "none":
             return losses
@@ -81,7 +83,13 @@ class _Problem:
     """Operands of one loss, in the form the kernels take; the anchors in the order of their labels."""
 
     def __init__(
-        self, embeddings: Tensor, reference: Tensor, pairs: Pairs, view: View, tile: tuple[Tile, int] | None
+        self,
+        embeddings: Tensor,
+        reference: Tensor,
+        pairs: Pairs,
+        view: View,
+        plan: Plan,
+        tile: tuple[Tile, int] | None,
     ) -> None:
         wide = reference.dtype not in (torch.bfloat16, torch.float16)
         self.embeddings, self.memory = embeddings.contiguous(), reference.contiguous()
@@ -96,8 +104,7 @@ class _Problem:
         self.blocks = -(-self.n // self.tile.rows)
         self.blocks_per_bit = -(-self.blocks // triton_match.BITS)
         self.affine, self.norm = view.scale is not None, view.renormalise
-        if self.norm:  # more registers a program
-            self.per_processor = min(self.per_processor, 2)
+        self.twice = self.norm and plan.negatives.sums == "margin"  # as `walk_all` reads the norms
         self.ids, self.rows_out = pairs.own_ids is not None, pairs.own_positions is not None
         self.scale = self.shift = self.embeddings
         if view.scale is not None and view.shift is not None:
@@ -111,8 +118,6 @@ class _Problem:
         self._allocate()
         self._prepare()
         self._match()
-        if self.norm:
-            self._norms()
 
     def _allocate(self) -> None:
         """Make the buffers of what is prepared: few allocations, because each costs as much as a small kernel."""
@@ -122,7 +127,11 @@ class _Problem:
          self.counts) = self._buffers(torch.int32, small)  # fmt: skip
         large = (n, n * ids, n * self.rows_out, self.tiles, self.segments)
         *self.ordered, self.words, self.segment_words = self._buffers(torch.int64, large)
-        self.constants, self.inverses = self._buffers(torch.float32, (n * self.affine, m * self.norm))
+        # Norms of whole tiles, and of as many rows as the programs that make them take together.
+        self.norms = max(1, triton_match.NORM_VALUES // self.sizes["PADDED"])
+        unit = max(self.norms, self.tile.items)
+        self.normed = -(-m // unit) * unit * self.norm
+        self.constants, self.inverses = self._buffers(torch.float32, (n * self.affine, self.normed * (1 + self.twice)))
         self.queries = self.memory.new_empty((n, self.width))
 
     def _prepare(self) -> None:
@@ -139,7 +148,9 @@ class _Problem:
         )  # fmt: skip
 
     def _match(self) -> None:
-        """Make the codes of the memory's rows, the lists of possible positives and the words of tiles and segments."""
+        """Make the codes of the memory's rows, the lists of possible positives, the words of tiles and segments, and
+        with norms 1 / the norms of the rows as they are seen.
+        """
         pairs, m = self.pairs, self.m
         # The interpreter of the tests takes its time for every row of a block.
         block = min(triton_match.BLOCK, max(self.tile.items, 1 << max(0, m - 1).bit_length()))
@@ -147,33 +158,30 @@ class _Problem:
         ids = labels if pairs.reference_ids is None else pairs.reference_ids.contiguous()
         taken = labels if mask is None else mask.contiguous().view(torch.uint8)
         launch(
-            triton_match.match_rows, (self.segments, 1), (alignment(labels), alignment(ids), alignment(taken)),
+            triton_match.match_rows, (self.segments + self.normed // self.norms, 1),
+            (self.name, alignment(labels), alignment(ids), alignment(taken)),
             (labels, ids, taken, *self.ordered, self.ends, self.codes, self.row_ids, self.rows, self.counts,
-             self.words, self.segment_words, m, self.n, self.blocks_per_bit * self.tile.rows),
-            {"IDS": self.ids, "ROWS_OUT": self.rows_out, "MASKED": mask is not None, "STEPS": self.n.bit_length(),
-             "SEGMENT": self.segment, "BLOCK": block, "ITEMS": self.tile.items},
-        )  # fmt: skip
-
-    def _norms(self) -> None:
-        """Make 1 / the norms of the memory's rows as they are seen."""
-        rows = triton_match.NORM_ROWS
-        launch(
-            triton_match.row_norms, (max(1, -(-self.m // rows)), 1), self.name,
-            (self.memory, self.scale, self.shift, self.inverses, self.m),
-            {"AFFINE": self.affine, "ROWS": rows, **self.sizes},
+             self.words, self.segment_words, self.memory, self.scale, self.shift, self.inverses,
+             m, self.n, self.blocks_per_bit * self.tile.rows, self.segments),
+            {"IDS": self.ids, "ROWS_OUT": self.rows_out, "MASKED": mask is not None,
+             "AFFINE": self.affine, "NORM": self.norm, "STEPS": self.n.bit_length(),
+             "SEGMENT": self.segment, "BLOCK": block, "ITEMS": self.tile.items, "NORMS": self.norms,
+             "TWICE": self.twice, **self.sizes},
         )  # fmt: skip
 
     def solve(self, plan: Plan, reduction: str, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Return the losses (n,) float32 and the gradients of the anchors (n, d), divided as `reduction` says."""
+        apart = reduction == "apart"
+        # Without norms the number of pairs over a margin is the sum of their weights, which is needed anyway.
+        walk = partial(self._walk, gradient=gradient, count=apart or not self.norm)
         if plan.positives_first:
-            positives = self._walk(plan.positives, None, 1, gradient)
-            negatives = self._walk(plan.negatives, positives, plan.positives.sign, gradient)
+            positives = walk(plan.positives, None, 1)
+            negatives = walk(plan.negatives, positives, plan.positives.sign)
         else:
-            negatives = self._walk(plan.negatives, None, 1, gradient)
-            positives = self._walk(plan.positives, negatives, 1, gradient)
+            negatives = walk(plan.negatives, None, 1)
+            positives = walk(plan.positives, negatives, 1)
         losses = torch.empty(self.n, dtype=torch.float32, device=self.memory.device)
         grads = torch.empty_like(self.embeddings) if gradient else None
-        apart = reduction == "apart"
         scales = losses
         if apart:
             counts = [walk.second[: walk.splits * self.n].sum() for walk in (positives, negatives)]
@@ -191,7 +199,7 @@ class _Problem:
         )  # fmt: skip
         return losses, grads
 
-    def _walk(self, form: Form, given: _Walk | None, given_sign: int, gradient: bool) -> _Walk:
+    def _walk(self, form: Form, given: _Walk | None, given_sign: int, *, gradient: bool, count: bool) -> _Walk:
         gradient, gather = gradient and form.sums != "best", form.pairs == "positive"
         splits, each = self._splits(gather, gradient)
         size = splits * self.n
@@ -212,9 +220,9 @@ class _Problem:
                  form.factor * LOG2_E, form.u, form.v, float(given_sign)),
                 {"FORM": form.sums, "PAIRS": form.pairs, "SIGN": form.sign, "LESS": less, "GATHER": gather,
                  "REDO": redo, "IDS": self.ids, "ROWS_OUT": self.rows_out, "AFFINE": self.affine, "NORM": self.norm,
-                 "GRAD": gradient, "SEGMENT": self.segment, "ROWS": self.tile.rows,
+                 "COUNT": count, "GRAD": gradient, "SEGMENT": self.segment, "ROWS": self.tile.rows,
                  "ITEMS": min(self.tile.items, triton_walk.LISTED) if gather else self.tile.items, **self.sizes},
-                num_warps=self.tile.warps, num_stages=self.tile.stages,
+                **triton_walk.options(self.tile, self.per_processor, gather),
             )  # fmt: skip
         return walk
 

@@ -19,9 +19,10 @@ BLOCK = 1024  # rows of the memory that are matched at a time, and the least of 
 SEGMENTS = 96  # about as many segments, each with a list of its possible positives
 COLUMNS = 256  # anchors that are compared at a time
 BITS = 64
-NORM_ROWS = 32
+NORM_VALUES = 8192  # of the memory, whose norms a program makes
 ABSENT = tl.constexpr(-1)  # the code of a label that no anchor has
 LEFT_OUT = tl.constexpr(-2)  # the code of a row that takes no part
+LARGE = tl.constexpr(2.0**80)  # times the least that a similarity is over a margin, more than any 1 / norm
 TINY = tl.constexpr(1e-24)  # least square of a norm that a row is divided by
 
 
@@ -61,9 +62,9 @@ def either(a, b):
     return a | b
 
 
-@triton.jit(do_not_specialize=["m", "b", "per_bit"])
-def match_rows(
-    labels, ids, taken, ordered_labels, ordered_ids, ordered_rows, ends,
+@triton.jit
+def match_segment(
+    segment, labels, ids, taken, ordered_labels, ordered_ids, ordered_rows, ends,
     codes, id_codes, rows, counts, words, segment_words,
     m, b, per_bit,
     IDS: tl.constexpr, ROWS_OUT: tl.constexpr, MASKED: tl.constexpr,
@@ -73,7 +74,6 @@ def match_rows(
 
     `per_bit` anchors share a bit.
     """
-    segment = tl.program_id(0)
     first = segment * SEGMENT
     count = 0
     whole = tl.zeros([BLOCK // ITEMS], tl.int64)
@@ -108,6 +108,55 @@ def match_rows(
         count += tl.sum(number, 0)
     tl.store(counts + segment, count)
     tl.store(segment_words + segment, tl.reduce(whole, 0, either))
+
+
+@triton.jit
+def row_norms(
+    row, memory, scale, shift, inverses, m,
+    AFFINE: tl.constexpr, TWICE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Write 1 / |row * scale + shift| of some rows of the memory, and something finite past its end.
+
+    With TWICE, LARGE times that follows each.
+    """
+    row_rd = load_some_rows(memory, row, row < m, WIDTH, PADDED).to(tl.float32)
+    if AFFINE:
+        dims = tl.arange(0, PADDED)
+        scale_d = tl.load(scale + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
+        shift_d = tl.load(shift + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
+        row_rd = row_rd * scale_d[None, :] + shift_d[None, :]
+    inverse_r = 1 / tl.sqrt(tl.maximum(tl.sum(row_rd * row_rd, 1), TINY))
+    if TWICE:
+        place = inverses + row.to(tl.int64) * 2
+        tl.store(place, inverse_r)
+        tl.store(place + 1, inverse_r * LARGE)
+    else:
+        tl.store(inverses + row, inverse_r)
+
+
+@triton.jit(do_not_specialize=["m", "b", "per_bit", "segments"])
+def match_rows(
+    labels, ids, taken, ordered_labels, ordered_ids, ordered_rows, ends,
+    codes, id_codes, rows, counts, words, segment_words, memory, scale, shift, inverses,
+    m, b, per_bit, segments,
+    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, MASKED: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr,
+    STEPS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr,
+    NORMS: tl.constexpr, TWICE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Match a segment, or with NORM make the norms of NORMS rows of the memory.
+
+    Few programs match, and most of the time they wait; so the others read the memory in their shade.
+    """
+    program = tl.program_id(0)
+    if program < segments:
+        match_segment(
+            program, labels, ids, taken, ordered_labels, ordered_ids, ordered_rows, ends,
+            codes, id_codes, rows, counts, words, segment_words, m, b, per_bit,
+            IDS, ROWS_OUT, MASKED, STEPS, SEGMENT, BLOCK, ITEMS,
+        )  # fmt: skip
+    elif NORM:
+        row = (program - segments) * NORMS + tl.arange(0, NORMS)
+        row_norms(row, memory, scale, shift, inverses, m, AFFINE, TWICE, WIDTH, PADDED)
 
 
 @triton.jit(do_not_specialize=["b"])
@@ -146,21 +195,3 @@ def prepare_anchors(
         tl.store(constants + row, tl.sum(query_rd * shift_d[None, :], 1), mask=row < b)
         query_rd *= tl.load(scale + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)[None, :]
     store_rows(queries, row, b, query_rd, WIDTH, PADDED)
-
-
-@triton.jit(do_not_specialize=["m"])
-def row_norms(
-    memory, scale, shift, inverses,
-    m,
-    AFFINE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """Write 1 / |row * scale + shift| of each row of the memory."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row_rd = load_some_rows(memory, row, row < m, WIDTH, PADDED).to(tl.float32)
-    if AFFINE:
-        dims = tl.arange(0, PADDED)
-        scale_d = tl.load(scale + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
-        shift_d = tl.load(shift + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
-        row_rd = row_rd * scale_d[None, :] + shift_d[None, :]
-    square_r = tl.sum(row_rd * row_rd, 1)
-    tl.store(inverses + row, 1 / tl.sqrt(tl.maximum(square_r, TINY)), mask=row < m)

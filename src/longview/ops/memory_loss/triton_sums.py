@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longview.ops.memory_loss.triton_match import LEFT_OUT
+from longview.ops.memory_loss.triton_match import LARGE, LEFT_OUT
 
 NOTHING = tl.constexpr(-1e30)  # below every exponent, and finite: a difference of two of it is a number
 NO_ROW = tl.constexpr(2147483647)
@@ -61,48 +61,67 @@ def join_best(tops_Sn, rows_Sn, row, n, splits):
 
 @triton.jit
 def tile_sums(
-    memory_cd, dot_rc, taken_rc, item_c, constant_r, inverse_c, given_r, first_r, second_r, third_r, mass_r, grad_rd,
-    factor, u, v,
+    memory_cd, dot_rc, taken_rc, item_c, constant_r, inverse_c, large_c, given_r,
+    first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
     FORM: tl.constexpr, SIGN: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, LESS: tl.constexpr,
-    SOME: tl.constexpr, FIXED: tl.constexpr, GRAD: tl.constexpr,
+    SOME: tl.constexpr, FIXED: tl.constexpr, COUNT: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile to the sums of a form.
+    """Add one tile to the sums of a form; `inverse` is 1 / norm of the rows, and `large` LARGE times that.
 
     With SOME, only pairs of `taken` count; without, all do. With FIXED the first sum of a power stays what it is,
     whatever the largest exponent.
     """
-    x_rc = dot_rc
-    offset_r = constant_r * SIGN
+    x_rc, offset_r = dot_rc, constant_r * SIGN
     if NORM:
-        x_rc = (x_rc + constant_r[:, None]) * inverse_c[None, :] if AFFINE else x_rc * inverse_c[None, :]
+        # One multiplication fewer where the norm can wait for the next one.
+        x_rc = dot_rc + constant_r[:, None] if AFFINE else dot_rc
+        if FORM != "margin" and FORM != "power":
+            x_rc *= inverse_c[None, :]
         offset_r = constant_r * 0
     if SIGN < 0:
         x_rc = -x_rc
     shrink_r = tl.full(first_r.shape, 1.0, tl.float32)
     if FORM == "margin":
-        least_r = u - offset_r
-        # Written so that NaN is above: a loss of NaN is seen.
-        above_rc = (x_rc <= least_r[:, None]) == 0
+        FEW: tl.constexpr = 1.0 if SOME or not NORM else LARGE  # what `over` is in units of
+        if NORM:
+            over_rc = x_rc * (inverse_c if SOME else large_c)[None, :] - u * FEW
+        else:
+            over_rc = x_rc - (u - offset_r)[:, None]
         if SOME:
-            above_rc = above_rc & taken_rc
-        weight_rc = tl.where(above_rc, 1.0, 0.0)
-        first_r += tl.sum(tl.where(above_rc, x_rc - least_r[:, None], 0.0), 1)
-        second_r += tl.sum(weight_rc, 1)
+            over_rc = tl.where(taken_rc, over_rc, float("-inf"))
+        part_rc = tl.maximum(over_rc, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a loss of NaN is seen
+        first_r += tl.sum(part_rc, 1) / FEW
+        if COUNT:
+            one_rc = tl.where((over_rc <= 0) == 0, 1.0, 0.0)
+            second_r += tl.sum(one_rc, 1)
+        if NORM and SOME:
+            weight_rc = tl.where((over_rc <= 0) == 0, inverse_c[None, :], 0.0)
+        elif NORM:  # what is over is more than 1 / norm; the compiler packs comparisons into words, and out again
+            weight_rc = tl.minimum(part_rc, inverse_c[None, :], propagate_nan=tl.PropagateNan.ALL)
+        else:
+            weight_rc = tl.where((over_rc <= 0) == 0, 1.0, 0.0)
     elif FORM == "power":
         if SOME:
             x_rc = tl.where(taken_rc, x_rc, float("-inf"))
         base_r = (offset_r + u) * factor
+        x_rc *= (inverse_c * factor)[None, :] if NORM else factor
         if FIXED == 0:
-            higher_r = tl.maximum(first_r, tl.max(x_rc, 1) * factor + base_r)
+            higher_r = tl.maximum(first_r, tl.max(x_rc, 1) + base_r)
             shrink_r = tl.exp2(first_r - higher_r)
             second_r *= shrink_r
             first_r = higher_r
-        weight_rc = tl.exp2(x_rc * factor + (base_r - first_r)[:, None])
+        weight_rc = tl.exp2(x_rc + (base_r - first_r)[:, None])
         second_r += tl.sum(weight_rc, 1)
     elif FORM == "circle":
         near_rc = tl.maximum(x_rc + (offset_r + u)[:, None], 0.0)
-        e_rc = near_rc * (x_rc + (offset_r + v)[:, None]) * factor
-        e_rc = tl.where(taken_rc if SOME else x_rc != float("-inf"), e_rc, float("-inf"))
+        far_rc = tl.maximum(x_rc, NOTHING, propagate_nan=tl.PropagateNan.ALL) if NORM and not SOME else x_rc
+        e_rc = near_rc * (far_rc + (offset_r + v)[:, None]) * factor
+        if SOME:
+            e_rc = tl.where(taken_rc, e_rc, float("-inf"))
+        elif NORM:  # as below, without comparisons
+            e_rc = tl.minimum(e_rc, x_rc - NOTHING, propagate_nan=tl.PropagateNan.ALL)
+        else:
+            e_rc = tl.where(x_rc != float("-inf"), e_rc, float("-inf"))
         if FIXED == 0:
             higher_r = tl.maximum(first_r, tl.max(e_rc, 1))
             shrink_r = tl.exp2(first_r - higher_r)
@@ -138,7 +157,7 @@ def tile_sums(
         first_r += tl.sum(tl.where(taken_rc, x_rc, 0.0), 1) + count_r * offset_r
         second_r += count_r
     if GRAD:
-        if NORM:
+        if NORM and FORM != "margin":
             weight_rc *= inverse_c[None, :]
         if AFFINE:
             mass_r = mass_r * shrink_r + tl.sum(weight_rc, 1)

@@ -10,12 +10,10 @@ Shapes: n anchors, m rows of the memory, d width, S splits; r anchors and c rows
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
-from longview.ops.memory_loss.triton_match import BLOCK, LEFT_OUT
+from longview.ops.memory_loss.triton_match import LEFT_OUT
 from longview.ops.memory_loss.triton_sums import (
     NO_ROW,
     NOTHING,
@@ -36,6 +34,7 @@ TILES = {
     512: (Tile(64, 32, 8, 3), 1),
 }
 LISTED = 32  # rows of a tile of positives, which are few and whose sums take more registers
+REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor, and of a thread
 WIDE_TILE = (Tile(32, 32, 4, 1), 2)  # float32 products use no tensor core
 
 
@@ -44,26 +43,53 @@ def tile_for(padded: int, wide: bool) -> tuple[Tile, int]:
     return WIDE_TILE if wide else TILES[max(64, padded)]
 
 
+def options(tile: Tile, per_processor: int, gather: bool) -> dict[str, int]:
+    """Return what a walk is compiled with, among it the registers that leave room for so many programs.
+
+    With `gather` there are few programs, and more registers serve them better.
+    """
+    registers = REGISTERS // (32 * tile.warps * per_processor) // 8 * 8
+    limit = {} if gather or registers >= MOST_REGISTERS else {"maxnreg": registers}
+    return {"num_warps": tile.warps, "num_stages": tile.stages, **limit}
+
+
+@triton.jit
+def load_tile(memory, item_c, m, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Return rows of the memory as (c, PADDED), the last one where there are no more: they are left out later.
+
+    That takes fewer instructions than a mask for each row.
+    """
+    dims = tl.arange(0, PADDED)
+    place = memory + tl.minimum(item_c, m - 1).to(tl.int64)[:, None] * WIDTH + dims[None, :]
+    if WIDTH < PADDED:
+        return tl.load(place, mask=(dims < WIDTH)[None, :], other=0.0)
+    return tl.load(place)
+
+
 @triton.jit
 def walk_all(
     query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
     constant_r, given_r, first_r, second_r, begin, stop, n, m, blocks_per_bit, factor, u, v,
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr, FIXED: tl.constexpr,
     IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr,
-    GRAD: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    COUNT: tl.constexpr, GRAD: tl.constexpr,
+    ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Return the sums over rows `begin` to `stop`; pairs are looked at where the word of their tile says so."""
     third_r = tl.zeros([ROWS], tl.float32)
     mass_r = tl.zeros([ROWS], tl.float32)
     grad_rd = tl.zeros([ROWS, PADDED], tl.float32)
     bit = (block // blocks_per_bit).to(tl.int64)
-    for start in tl.range(begin, stop, ITEMS):
-        item_c = start + tl.arange(0, ITEMS)
-        look = (tl.load(words + start // ITEMS) >> bit) & 1
-        inverse_c = item_c
-        if NORM:
-            inverse_c = tl.load(inverses + item_c, mask=item_c < m, other=1.0)
-        memory_cd = load_rows(memory, item_c, stop, WIDTH, PADDED)
+    for tile in tl.range(begin // ITEMS, tl.cdiv(stop, ITEMS)):
+        item_c = tile * ITEMS + tl.arange(0, ITEMS)  # a multiple that the compiler sees
+        look = (tl.load(words + tile) >> bit) & 1
+        inverse_c, large_c = item_c, item_c
+        if NORM and FORM == "margin":  # in one load of as many values as threads: with fewer, each copies many ahead
+            both = tl.arange(0, ITEMS)[:, None] * 2 + tl.arange(0, 2)[None, :]
+            inverse_c, large_c = tl.split(tl.load(inverses + tile * ITEMS + (tile * ITEMS + both)))
+        elif NORM:
+            inverse_c = tl.load(inverses + tile * ITEMS + tl.arange(0, ITEMS))
+        memory_cd = load_tile(memory, item_c, m, WIDTH, PADDED)
         dot_rc = tl.dot(query_rd, tl.trans(memory_cd), input_precision="ieee")
         if look != 0:
             own_code_r = tl.load(own_codes + row, mask=row < n, other=0)
@@ -74,9 +100,9 @@ def walk_all(
             taken_rc = pairs_of(own_code_r, code_c, own_id_r, id_c, own_row_r, item_c, PAIRS, IDS, ROWS_OUT)
             dot_rc = tl.where(taken_rc, dot_rc, float("-inf"))
         first_r, second_r, third_r, mass_r, grad_rd = tile_sums(
-            memory_cd, dot_rc, dot_rc, item_c, constant_r, inverse_c, given_r,
+            memory_cd, dot_rc, dot_rc, item_c, constant_r, inverse_c, large_c, given_r,
             first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
-            FORM, SIGN, AFFINE, NORM, LESS, False, FIXED, GRAD,
+            FORM, SIGN, AFFINE, NORM, LESS, False, FIXED, COUNT, GRAD,
         )  # fmt: skip
     return first_r, second_r, third_r, mass_r, grad_rd
 
@@ -86,8 +112,9 @@ def walk_listed(
     query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, rows, counts, segment_words,
     constant_r, given_r, first_r, second_r, begin, stop, n, blocks_per_bit, factor, u, v,
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
-    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, GRAD: tl.constexpr,
-    SEGMENT: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, COUNT: tl.constexpr,
+    GRAD: tl.constexpr, SEGMENT: tl.constexpr,
+    ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Return the sums over the rows that are listed for the segments from `begin` to `stop`."""
     third_r = tl.zeros([ROWS], tl.float32)
@@ -107,14 +134,14 @@ def walk_listed(
             id_c = tl.load(ids + item_c, mask=at < count, other=LEFT_OUT) if IDS else code_c
             inverse_c = code_c
             if NORM:
-                inverse_c = tl.load(inverses + item_c, mask=at < count, other=1.0)
+                inverse_c = tl.load(inverses + item_c.to(tl.int64) * (2 if FORM == "margin" else 1))
             memory_cd = load_some_rows(memory, item_c, at < count, WIDTH, PADDED)
             dot_rc = tl.dot(query_rd, tl.trans(memory_cd), input_precision="ieee")
             taken_rc = pairs_of(own_code_r, code_c, own_id_r, id_c, own_row_r, item_c, PAIRS, IDS, ROWS_OUT)
             first_r, second_r, third_r, mass_r, grad_rd = tile_sums(
-                memory_cd, dot_rc, taken_rc, item_c, constant_r, inverse_c, given_r,
+                memory_cd, dot_rc, taken_rc, item_c, constant_r, inverse_c, inverse_c, given_r,
                 first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
-                FORM, SIGN, AFFINE, NORM, LESS, True, False, GRAD,
+                FORM, SIGN, AFFINE, NORM, LESS, True, False, COUNT, GRAD,
             )  # fmt: skip
     return first_r, second_r, third_r, mass_r, grad_rd
 
@@ -126,7 +153,7 @@ def walk(
     n, m, per_split, given_splits, blocks_per_bit, factor, u, v, given_sign,
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
     GATHER: tl.constexpr, REDO: tl.constexpr, IDS: tl.constexpr, ROWS_OUT: tl.constexpr,
-    AFFINE: tl.constexpr, NORM: tl.constexpr, GRAD: tl.constexpr, SEGMENT: tl.constexpr,
+    AFFINE: tl.constexpr, NORM: tl.constexpr, COUNT: tl.constexpr, GRAD: tl.constexpr, SEGMENT: tl.constexpr,
     ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of one split of the memory for one block of anchors.
@@ -161,7 +188,7 @@ def walk(
             query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses,
             rows, counts, segment_words,
             constant_r, given_r, first_r, second_r, begin, stop, n, blocks_per_bit, factor, u, v,
-            FORM, PAIRS, SIGN, LESS, IDS, ROWS_OUT, AFFINE, NORM, GRAD, SEGMENT, ROWS, ITEMS, WIDTH, PADDED,
+            FORM, PAIRS, SIGN, LESS, IDS, ROWS_OUT, AFFINE, NORM, COUNT, GRAD, SEGMENT, ROWS, ITEMS, WIDTH, PADDED,
         )  # fmt: skip
     else:
         if POWERS and not REDO:
@@ -169,7 +196,7 @@ def walk(
             first_r = walk_all(
                 query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
                 constant_r, given_r, low_r, zero_r, begin, near, n, m, blocks_per_bit, factor, u, v,
-                FORM, PAIRS, SIGN, LESS, False, IDS, ROWS_OUT, AFFINE, NORM, False, ROWS, ITEMS, WIDTH, PADDED,
+                FORM, PAIRS, SIGN, LESS, False, IDS, ROWS_OUT, AFFINE, NORM, COUNT, False, ROWS, ITEMS, WIDTH, PADDED,
             )[0]  # fmt: skip
             first_r = tl.where(first_r == NOTHING, 0.0, first_r)
         if REDO:
@@ -180,7 +207,7 @@ def walk(
         first_r, second_r, third_r, mass_r, grad_rd = walk_all(
             query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
             constant_r, given_r, first_r, second_r, begin, stop, n, m, blocks_per_bit, factor, u, v,
-            FORM, PAIRS, SIGN, LESS, POWERS and not REDO, IDS, ROWS_OUT, AFFINE, NORM, GRAD,
+            FORM, PAIRS, SIGN, LESS, POWERS and not REDO, IDS, ROWS_OUT, AFFINE, NORM, COUNT, GRAD,
             ROWS, ITEMS, WIDTH, PADDED,
         )  # fmt: skip
         if POWERS:
@@ -194,58 +221,3 @@ def walk(
             tl.store(masses_Sn + split * n + row, mass_r, mask=written)
         base = grads_Snd + split.to(tl.int64) * n * WIDTH
         store_rows(base, tl.where(written, row, n), n, grad_rd, WIDTH, PADDED)
-
-
-WALK = {
-    "queries": "*bf16", "memory": "*bf16", "own_codes": "*i32", "codes": "*i32", "own_ids": "*i32", "ids": "*i32",
-    "own_rows": "*i32", "inverses": "*fp32", "constants": "*fp32", "rows": "*i32", "counts": "*i32", "words": "*i64",
-    "segment_words": "*i64",
-    "given_first": "*fp32", "given_second": "*fp32", "firsts_Sn": "*fp32", "seconds_Sn": "*fp32",
-    "thirds_Sn": "*fp32", "masses_Sn": "*fp32", "grads_Snd": "*fp32",
-    "n": "i32", "m": "i32", "per_split": "i32", "given_splits": "i32", "blocks_per_bit": "i32",
-    "factor": "fp32", "u": "fp32", "v": "fp32", "given_sign": "fp32",
-}  # fmt: skip
-
-
-def configuration(
-    width: int, tile: Tile, form: tuple[str, str, int], gather: bool, *, view: bool = False, out: bool = False
-) -> tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]:
-    """Return one walk as the compiler takes it: `view` with moment matching and norms, `out` with pairs left out."""
-    sums, pairs, sign = form
-    best = sums == "best"
-    constants = {
-        "FORM": sums, "PAIRS": pairs, "SIGN": sign, "LESS": best and not gather, "GATHER": gather, "REDO": False,
-        "IDS": out, "ROWS_OUT": out, "AFFINE": view, "NORM": view, "GRAD": not best, "SEGMENT": BLOCK,
-        "ROWS": tile.rows, "ITEMS": min(tile.items, LISTED) if gather else tile.items, "WIDTH": width, "PADDED": width,
-    }  # fmt: skip
-    signature = {**WALK, **({"seconds_Sn": "*i32", "given_second": "*i32"} if best else {})}
-    name = f"{sums} {pairs} d={width}{' view' if view else ''}{' out' if out else ''}"
-    return name, walk, signature, constants, {"num_warps": tile.warps, "num_stages": tile.stages}
-
-
-NEGATIVE_FORMS = (
-    ("margin", "negative", 1),
-    ("power", "negative", 1),
-    ("power", "all", 1),
-    ("circle", "negative", 1),
-    ("best", "negative", 1),
-)
-POSITIVE_FORMS = (
-    ("margin", "positive", -1),
-    ("power", "positive", -1),
-    ("pull", "positive", 1),
-    ("mean", "positive", 1),
-    ("circle", "positive", -1),
-    ("best", "positive", -1),
-)
-
-
-def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Return what is worth compiling ahead: (name, kernel, signature, constants, options)."""
-    found = []
-    for width, (tile, _) in TILES.items():
-        whole, listed = (NEGATIVE_FORMS, POSITIVE_FORMS) if width == 128 else (NEGATIVE_FORMS[1:2], POSITIVE_FORMS[2:3])
-        found += [configuration(width, tile, form, False) for form in whole]
-        found += [configuration(width, tile, form, True) for form in listed]
-        found.append(configuration(width, tile, ("power", "all", 1), False, view=True))
-    return found
