@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from longview.data.dataset import PreparedData
 from longview.errors import InputError
 from longview.evaluation import evaluate
-from longview.training import InterruptedRunError, load_model, train
+from longview.training import InterruptedRunError, load_model, loop, train
 from longview.training.checkpoint import latest_checkpoint
 from longview.training.config import RunConfig
 from longview.training.log import read_log
@@ -238,6 +238,55 @@ class TestTrouble:
         assert all(t.isfinite().all() for t in checkpoint_tensors(tmp_path / "run").values())
         assert load_model(tmp_path / "run").result is None
         assert read_log(tmp_path / "run" / "log.jsonl")[-1]["event"] == "diverged"
+
+    @pytest.mark.parametrize("every", ["loop.evaluate_every=2", "loop.evaluate_every=1"])
+    @pytest.mark.parametrize("average", ["optimiser.average_decay=0.9", "optimiser.average_decay=0"])
+    def test_weights_that_the_last_step_of_an_epoch_broke_are_neither_evaluated_nor_saved(
+        self,
+        tiny: PreparedData,
+        tiny_config: Configure,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        every: str,
+        average: str,
+    ) -> None:
+        step = Trainer.step
+
+        def overflowing(self: Trainer, batch: Any, number: int) -> Any:
+            found = step(self, batch, number)
+            if number + 1 == 2 * self.planned_steps // 3:  # of the second epoch, with a loss like any other
+                with torch.no_grad():
+                    self.model.embedding.items.weight[0, 0] = float("inf")
+            return found
+
+        monkeypatch.setattr(Trainer, "step", overflowing)
+        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+        with pytest.raises(
+            DivergenceError, match=r"weights are no longer finite at step (\d+) \(epoch 2, batch (\d+) of \2\)"
+        ):
+            train(tiny_config("loop.epochs=3", every, average), tiny, tmp_path / "run")
+        tensors = checkpoint_tensors(tmp_path / "run")
+        assert tensors
+        assert all(t.isfinite().all() for t in tensors.values())
+        last = read_log(tmp_path / "run" / "log.jsonl")[-1]
+        assert (last["event"], last["epoch"]) == ("diverged", 2)
+
+    def test_broken_weights_are_not_saved_in_the_middle_of_an_epoch(
+        self, tiny: PreparedData, tiny_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = Trainer.step
+
+        def overflowing(self: Trainer, batch: Any, number: int) -> Any:
+            found = step(self, batch, number)
+            if number == 1:
+                with torch.no_grad():
+                    self.model.embedding.items.weight[0, 0] = float("nan")
+            return found
+
+        monkeypatch.setattr(Trainer, "step", overflowing)
+        with pytest.raises(DivergenceError, match=r"weights are no longer finite at step 2 \(epoch 1, batch 2 of"):
+            train(tiny_config("loop.checkpoint_every_steps=1"), tiny, tmp_path / "run")
+        assert all(t.isfinite().all() for t in checkpoint_tensors(tmp_path / "run").values())
 
     def test_after_the_first_evaluation_an_interrupted_run_is_a_usable_model(
         self, tiny: PreparedData, tiny_config: Configure, tmp_path: Path

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from longview.errors import LongviewError
 from longview.training import checkpoint, weights
 from longview.training.checkpoint import latest_checkpoint, save_checkpoint
-from longview.training.tensors import save_file
+from longview.training.tensors import all_finite, save_file
 
 
 def full(*_: object, **__: object) -> None:
@@ -47,3 +47,19 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path: Path, mo
 
 def test_models_and_checkpoints_are_written_by_it() -> None:
     assert checkpoint.save_file is weights.save_file is save_file
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_none_is_found_anywhere(dtype: torch.dtype, value: float) -> None:
+    tensors = [torch.arange(3), torch.empty(0), torch.full((70, 1000), torch.finfo(dtype).max, dtype=dtype)]
+    assert all_finite(tensors), "the largest numbers are numbers"
+    for place in (0, 34_567, 69_999):
+        broken = tensors[2].clone()
+        broken.view(-1)[place] = value
+        assert not all_finite([*tensors, broken])
+
+
+def test_nothing_at_all_is_finite() -> None:
+    assert all_finite([])
+    assert all_finite([torch.arange(3)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from longview.errors import LongviewError
 from longview.evaluation.impression_report import lower_is_better
 from longview.training.config import LoopConfig
-from longview.training.distributed import agreed_time, total
+from longview.training.distributed import agreed_time, any_rank, total
 from longview.training.log import RunLog
 from longview.training.progress import Status, TrainingProgress, memory_in_use
 from longview.training.state import LoopState
@@ -23,7 +23,7 @@ READ_EVERY = 20  # steps between looks at the losses on an accelerator, where ea
 
 
 class DivergenceError(LongviewError):
-    """The loss stopped being a number."""
+    """The loss or the weights stopped being numbers."""
 
 
 class StepTrainer(Protocol):
@@ -34,6 +34,10 @@ class StepTrainer(Protocol):
 
     def step(self, batch: Any, number: int) -> tuple[Tensor, Tensor]:
         """Train on `batch`, step `number` of the run (from 0); return its loss and gradient norm, unread."""
+        ...
+
+    def sound(self) -> bool:
+        """Return whether all weights are finite, those that are evaluated included."""
         ...
 
 
@@ -89,7 +93,7 @@ class Loop:
         """Train until the epochs, the patience or the minutes are used up, or a signal asks to stop.
 
         Raises:
-            DivergenceError: a loss that is not a number; the last checkpoint is untouched.
+            DivergenceError: a loss, or weights, that are not numbers; the last checkpoint is untouched.
         """
         state = self.state
         state.stopped = self._reason()
@@ -116,14 +120,23 @@ class Loop:
             self._step(batch, steps)
             if self.hooks.stop_requested():
                 self._read()
-                self.hooks.checkpoint()
+                self._checkpoint()
                 state.stopped = "interrupted"
                 return
             every = self.config.checkpoint_every_steps
             if every and state.total_steps % every == 0 and state.step < steps:
                 self._read()
-                self.hooks.checkpoint()
+                self._checkpoint()
         self._show(steps)
+
+    def _checkpoint(self) -> None:
+        self._check_weights()
+        self.hooks.checkpoint()
+
+    def _check_weights(self) -> None:
+        """Stop where the last step left weights that are no numbers, whose loss nobody has seen yet."""
+        if any_rank(not self.trainer.sound()):
+            self._diverged("weights are no longer finite", -1)
 
     def _step(self, batch: Any, steps: int) -> None:
         state = self.state
@@ -147,7 +160,8 @@ class Loop:
             losses, norms = (torch.stack(list(next(columns))).double().tolist() for _ in range(2))
             for offset, (loss, norm, (_, _, events)) in enumerate(zip(losses, norms, self._unread, strict=True)):
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    self._diverged(loss, norm, offset - len(losses))
+                    what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient norm became {norm}"
+                    self._diverged(what, offset - len(losses))
                 state.loss_sum += loss * events
                 state.events += events
             self._norm = norms[-1]
@@ -157,10 +171,9 @@ class Loop:
         state.seconds += now - self._mark
         self._mark = now
 
-    def _diverged(self, loss: float, norm: float, back: int) -> None:
-        """Stop; `back` is the place of the step among those taken, −1 for the newest."""
+    def _diverged(self, what: str, back: int) -> NoReturn:
+        """Stop, saying `what` happened; `back` is the place of the step among those taken, −1 for the newest."""
         state = self.state
-        what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient norm became {norm}"
         step, batch = state.total_steps + back + 1, state.step + back + 1
         steps = self.batches.steps(state.epoch)
         self.log.write("diverged", step - 1, epoch=state.epoch + 1, batch=batch)
@@ -172,6 +185,7 @@ class Loop:
 
     def _end_epoch(self) -> None:
         """Record the epoch, evaluate where it is due, and save."""
+        self._check_weights()
         state, config = self.state, self.config
         loss, speed = state.loss_sum / state.events, state.events / max(state.epoch_seconds, 1e-9)
         record = {

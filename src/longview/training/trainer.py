@@ -23,7 +23,7 @@ from longview.training.optimiser import (
     rate_at,
 )
 from longview.training.precision import autocast, choose_precision, fp8_note, matmul_precision
-from longview.training.tensors import under
+from longview.training.tensors import all_finite, under
 
 
 class Trainer:
@@ -71,6 +71,10 @@ class Trainer:
     def evaluated(self) -> Retriever:
         """The model that is evaluated and saved: the weight average where there is one."""
         return self.model if self.average is None else self.average.model
+
+    def sound(self) -> bool:
+        """Return whether all weights, and their average, are finite."""
+        return all_finite(x for model in {self.model, self.evaluated} for x in model.state_dict().values())
 
     def step(self, batch: JaggedBatch, number: int) -> tuple[Tensor, Tensor]:
         """Train on `batch`, step `number` of the run (from 0); return its loss and gradient norm, unread."""

@@ -154,6 +154,28 @@ def test_embeddings_that_are_no_numbers_end_the_run_and_keep_the_checkpoint(
     assert all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point())
 
 
+@pytest.mark.parametrize("which", ["weight", "statistics"])
+def test_an_encoder_that_the_last_step_broke_is_not_saved(
+    image_set: ImageSet, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    step = ImageTrainer.step
+
+    def overflowing(self: ImageTrainer, batch: object, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        found = step(self, batch, number)  # type: ignore[arg-type]
+        if number == 5:
+            statistics = [b for b in self.encoder.buffers() if b.is_floating_point()]
+            broken = next(self.encoder.head.parameters()) if which == "weight" else statistics[0]
+            with torch.no_grad():
+                broken.view(-1)[0] = torch.inf
+        return found
+
+    monkeypatch.setattr(ImageTrainer, "step", overflowing)
+    with pytest.raises(DivergenceError, match=r"weights are no longer finite at step 6 \(epoch \d, batch \d of \d\)"):
+        train_images(configure("loop.checkpoint_every_steps=1"), image_set, tmp_path / "run")
+    tensors = checkpoint_tensors(tmp_path / "run")
+    assert all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point())
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "message"),

@@ -18,7 +18,7 @@ from longview.training.images.losses import BatchLoss, ClassLoss, make_loss
 from longview.training.images.views import ChosenImages, TrainingBatches, TrainingImages
 from longview.training.optimiser import WeightAverage, load_optimiser_tensors, optimiser_tensors, rate_at
 from longview.training.precision import autocast, choose_precision, matmul_precision
-from longview.training.tensors import under
+from longview.training.tensors import all_finite, under
 
 
 class ImageTrainer:
@@ -76,6 +76,11 @@ class ImageTrainer:
     def evaluated(self) -> ImageEncoder:
         """The encoder that is evaluated and saved: the weight average where there is one."""
         return self.encoder if self.average is None else self.average.model
+
+    def sound(self) -> bool:
+        """Return whether all weights, of the loss and averaged too, and statistics of batches are finite."""
+        encoders = {self.encoder, self.evaluated}
+        return all_finite([*self.parameters, *(x for one in encoders for x in one.state_dict().values())])
 
     def step(self, batch: TrainingImages | ChosenImages, number: int) -> tuple[Tensor, Tensor]:
         """Train on `batch`, step `number` of the run (from 0); return its loss and gradient norm, unread.
