@@ -6,7 +6,8 @@ and 3.5 times 4 x width x visible keys for attention; the loss adds 6 x width x 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from longview.bench.device import captured, clocks, device_interleaved, require_gpu
 from longview.bench.record import write_result
+from longview.bench.step_before import before, free_memory
 from longview.data.batches import JaggedBatch
+from longview.errors import InputError, suggestion
 from longview.evaluation.environment import environment
 from longview.models.hstu import Layout
 from longview.models.layer_config import AttentionConfig, LayerConfig
@@ -27,47 +30,86 @@ from longview.training.optimiser import build_optimiser
 
 TOKENS, WIDTH, LAYERS, HEADS, ITEMS, NEGATIVES, GROUPS = 65536, 512, 8, 4, 100_000, 256, 64
 WINDOW, PREFIX = 256, 128
+PARTS = ("steps", "before", "recompute")
+BEFORE_ROUNDS = 5  # they are slow, and spread little
 LARGEST = 40  # kernels that are listed by name
 PEAK = 989e12  # dense bf16 operations a second in the data sheet of an H100 or H200, the usual denominator of MFU
 FAMILIES = (
     ("attention", ("attention_forward", "attention_backward")),
+    ("optimiser", ("multi_tensor_apply",)),
     ("loss", ("softmax", "full_", "sampled_", "negatives")),
     ("products", ("gemm", "nvjet", "cutlass", "splitkreduce", "project_", "output_")),
 )
 METHOD = (
     f"{LAYERS} layers, width {WIDTH}, {HEADS} heads, {TOKENS:,} tokens a step in sequences of equal length, bfloat16 "
     f"products and stream, sampled softmax ({NEGATIVES} negatives for each of {GROUPS} groups, {ITEMS:,} items), fused "
-    "AdamW; each step as a captured CUDA graph (shapes are fixed) and launch by launch; providers take turns within "
-    "one run; medians of CUDA events; MFU: useful operations over 989 TFLOP/s"
+    "AdamW; each step as a captured CUDA graph (shapes are fixed) and launch by launch; providers take turns "
+    "within one run; medians of CUDA events; MFU: useful operations over 989 TFLOP/s; before: the same step without "
+    "the kernels of this package, launch by launch: padded dense attention, its core compiled; layers, loss and "
+    "embedding operation by operation, fused AdamW; with half the tokens, and so on, where memory forbids more; "
+    "times_faster_than_before: a token"
 )
 
 
-def bench_step(json: Path | None = None, *, rounds: int = 10, lengths: tuple[int, ...] = (1024, 4096, 16384)) -> Any:
-    """Time training steps with full causal and with semi-local attention at several lengths.
+def bench_step(
+    json: Path | None = None,
+    *,
+    rounds: int = 10,
+    lengths: tuple[int, ...] = (1024, 4096, 16384),
+    only: Sequence[str] = PARTS,
+) -> Any:
+    """Time training steps with full causal and with semi-local attention at several lengths, with kernels and without.
 
     Args:
-        json: also write the result there.
+        json: also write the result there, after every length.
         rounds: timed steps of each setting.
         lengths: tokens of a sequence.
+        only: parts to measure, of `PARTS`.
 
     Raises:
-        InputError: no GPU, or fewer than one round.
+        InputError: no GPU, fewer than one round, or an unknown part.
     """
+    for name in only:
+        if name not in PARTS:
+            raise InputError(f"no part {name!r} to measure{suggestion(name, PARTS)}; known: {', '.join(PARTS)}")
     require_gpu("step")
     result: dict[str, Any] = {"benchmark": "training step on a GPU", "method": METHOD, "rounds": rounds, "steps": []}
-    result["environment"] = environment()
+    result |= {"before": [], "environment": environment()}
     for length in lengths:
-        result["steps"] += _measure(length, rounds)
+        if "steps" in only:
+            result["steps"] += _measure(length, rounds)
+        if "before" in only:
+            result["before"] += _without_kernels(length, min(rounds, BEFORE_ROUNDS), result["steps"])
         if json is not None:  # what is measured is kept, whatever comes
             write_result(json, result)
-    result |= {"recompute": _recompute(4096, rounds), "clocks": clocks()}
+    result["recompute"] = _recompute(4096, rounds) if "recompute" in only else []
+    result["clocks"] = clocks()
     if json is not None:
         write_result(json, result)
     return result
 
 
+def _masks() -> dict[str, MaskSpec]:
+    return {"full causal": MaskSpec.causal(), f"semi-local {WINDOW}/{PREFIX}": MaskSpec.ultra_prefix(WINDOW, PREFIX)}
+
+
+def _without_kernels(length: int, rounds: int, after: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measure the steps of `_measure` without kernels, and how much faster, a token, those `after` are."""
+    rows = []
+    for name, mask in _masks().items():
+        free_memory()
+        make = partial(_step, length, mask.local_window, mask.global_size, "none")
+        row = {"length": length, "attention": name, **before(make, TOKENS, length, rounds)}
+        ours = [one for one in after if (one["length"], one["attention"]) == (length, name)]
+        if ours and "tokens_per_second" in row:
+            row["times_faster_than_before"] = round(ours[0]["tokens_per_second"] / row["tokens_per_second"], 3)
+        rows.append(row)
+    free_memory()
+    return rows
+
+
 def _measure(length: int, rounds: int) -> list[dict[str, Any]]:
-    masks = {"full causal": MaskSpec.causal(), f"semi-local {WINDOW}/{PREFIX}": MaskSpec.ultra_prefix(WINDOW, PREFIX)}
+    masks = _masks()
     steps = {name: _step(length, mask.local_window, mask.global_size) for name, mask in masks.items()}
     graphs = {name: captured(step) for name, step in steps.items()}
     calls: dict[str, Callable[[], object]] = {f"{name} | launches": step for name, step in steps.items()}
@@ -134,14 +176,16 @@ def _model(length: int, window: int, prefix: int, recompute: Any) -> Retriever:
     return config.build(ITEMS).cuda().train()
 
 
-def _batch(length: int) -> JaggedBatch:
-    items = torch.randint(ITEMS, (TOKENS,), device="cuda")
-    offsets = torch.arange(0, TOKENS + 1, length, device="cuda")
+def _batch(length: int, tokens: int = TOKENS) -> JaggedBatch:
+    items = torch.randint(ITEMS, (tokens,), device="cuda")
+    offsets = torch.arange(0, tokens + 1, length, device="cuda")
     return JaggedBatch(items=items, offsets=offsets, targets=items.roll(-1))
 
 
-def _step(length: int, window: int, prefix: int, recompute: str = "cheap") -> Callable[[], object]:
-    model, batch = _model(length, window, prefix, recompute), _batch(length)
+def _step(
+    length: int, window: int, prefix: int, recompute: str = "cheap", tokens: int = TOKENS
+) -> Callable[[], object]:
+    model, batch = _model(length, window, prefix, recompute), _batch(length, tokens)
     optimiser = build_optimiser(model, OptimiserConfig())
     for group in optimiser.param_groups:
         group["capturable"] = True

@@ -131,12 +131,27 @@ def balance_bench(
 
 @bench_app.command("step")
 def step_bench(
-    rounds: Annotated[int, typer.Option(help="Timed steps of each setting.")] = 10, json: JsonFile = None
+    rounds: Annotated[int, typer.Option(help="Timed steps of each setting.")] = 10,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="steps, before or recompute. [default: all]")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw where the time of a token goes, before and after.")
+    ] = None,
+    json: JsonFile = None,
 ) -> None:
-    """Time whole training steps of a large model on a GPU, and say where the time goes."""
-    from longview.bench.step import bench_step
+    """Time whole training steps of a large model on a GPU, with kernels and without, and say where the time goes."""
+    from longview.bench.step import PARTS, bench_step
+    from longview.bench.step_plot import draw_steps
+    from longview.errors import InputError
 
-    _deliver(bench_step(json, rounds=rounds), json)
+    only = only or list(PARTS)
+    if plot is not None and not {"steps", "before"} <= set(only):
+        raise InputError("--plot shows steps and before: measure both parts, or leave it out")
+    result = bench_step(json, rounds=rounds, only=only)
+    if plot is not None:
+        draw_steps(plot, result)
+    _deliver(result, json)
 
 
 @bench_app.command("scoring")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 products and asynchronous copies
+_off: list[str] = []  # why `without_kernels` switched them off; backward runs in threads of its own, which must see it
 
 
 def interpreted() -> bool:
@@ -21,8 +23,20 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@contextmanager
+def without_kernels(reason: str = "the kernels were switched off") -> Iterator[None]:
+    """Let every operation of the process go its plain way in the block: what a benchmark compares the kernels with."""
+    _off.append(reason)
+    try:
+        yield
+    finally:
+        _off.pop()
+
+
 def why_no_triton(device: torch.device | str) -> str | None:
     """Return why Triton kernels cannot run on tensors of `device`, in a sentence, or None where they can."""
+    if _off:
+        return _off[-1]
     kind = torch.device(device).type
     if kind != "cuda" and not (kind == "cpu" and interpreted()):
         return f"Triton kernels need a CUDA GPU, and the tensors are on {kind}"

@@ -86,8 +86,9 @@ def semi_local_attention(
 
     Raises:
         InputError: shapes, dtypes, offsets or lengths that do not fit together, or a backend that cannot run here;
-            the message names the argument. Values of offsets and lengths are checked on the CPU only, where it is
-            free.
+            the message names the argument. Values of offsets and lengths are such an error on the CPU alone. A GPU
+            looks at them once a batch and stops before it would read beyond a tensor: it prints what was wrong, and the
+            next call that waits for it raises a RuntimeError.
     """
     check_tokens(q, k, v, offsets, mask)
     check_lengths(offsets, context_lengths, target_lengths, max_length)

@@ -14,6 +14,7 @@ from longview.errors import InputError
 from longview.ops.attention.mask import MaskSpec
 from longview.ops.attention.newest import newest_rows
 from longview.ops.attention.triton_tuning import SHIPPED, ChosenBlocks
+from longview.ops.attention.work import demand, none_negative
 from longview.ops.jagged import concat_rows
 from longview.ops.kernels import why_no_triton
 
@@ -32,6 +33,7 @@ class CandidateWork:
     offsets: Tensor
     total: int
     _blocks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _demanded: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def blocks(self, size: int) -> tuple[Tensor, Tensor]:
         """Return the user of each block of `size` candidates, or how many users there are where a place is vacant,
@@ -41,6 +43,21 @@ class CandidateWork:
             places = torch.arange(self.total // size + len(last), device=last.device)
             self._blocks[size] = torch.searchsorted(last, places, right=True), last
         return self._blocks[size]
+
+    def demand(self, cache: CachedKeys) -> None:
+        """Stop where candidates or cached tokens lie outside of their tensors (`work.demand`); layers ask once."""
+        if any(seen is cache.offsets for seen in self._demanded):
+            return
+        self._demanded.append(cache.offsets)
+        own, lengths, context = self.offsets, cache.offsets.diff(), cache.context_lengths
+        ends = torch.cat([own[:1], own[-1:] - self.total])
+        slack = [own.diff(), lengths, cache.offsets[:1], len(cache.keys) - cache.offsets[-1:]]
+        slack += [] if context is None else [context, lengths - context]
+        demand(
+            none_negative(*slack, ends, -ends),
+            f"attention: offsets of candidates must rise from 0 to {self.total}, those of the cache stay within its "
+            f"{len(cache.keys)} tokens, and its context within its sequences",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +118,7 @@ def cached_attention(
         given = f"{work.total} candidates of {work.offsets.numel() - 1} users"
         users = cache.offsets.numel() - 1
         raise InputError(f"attention: work is of {given}; q has {len(q)} candidates and the cache {users} users")
+    work.demand(cache)
     if kernel and (reason := why_no_kernel(q, v, q.device)) is not None:
         raise InputError(f"attention: the kernel cannot do this: {reason}; leave kernel out")
     if kernel is None:

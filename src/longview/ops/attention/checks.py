@@ -1,6 +1,7 @@
 """What attention refuses: each message names the argument, what it was, and what it should be.
 
-Values of offsets and lengths are looked at on the CPU only: on a GPU that would wait for the device.
+Values of offsets and lengths are looked at on the CPU only: on a GPU that would wait for the device, which looks
+itself (`work.demand`).
 """
 
 from __future__ import annotations

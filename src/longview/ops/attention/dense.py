@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from longview.ops.attention.bias import RelativeBias
+from longview.ops.attention.work import Shape, demand
 from longview.ops.jagged import from_padded, to_padded
 
 if TYPE_CHECKING:
     from longview.ops.attention.mask import MaskSpec
 
+RANGE = "dense_attention"  # what a profile calls it
+WORDS = "offsets must rise from 0 to the tokens of q, context and targets fit their sequences"
 ROUND = 32  # padded lengths are multiples of this, so that a compiled core sees few shapes
 
 
@@ -40,16 +44,20 @@ def dense_attention(
 
     `max_length` is the longest sequence where the caller knows it, which saves a device synchronisation.
     """
-    longest = int(offsets.diff().max()) if max_length is None else max_length
-    padded = -(-longest // ROUND) * ROUND
-    lengths = offsets.diff()
-    q_BLHD, k_BLHD, v_BLHD = (to_padded(x, offsets, padded) for x in (q, k, v))
-    visible = visibility(mask, lengths, context_lengths, target_lengths, padded)
-    added = None if bias is None else dense_bias(bias, offsets, padded)
-    # Evaluation sees too many shapes for compilation to pay.
-    core = _compiled_core() if q.is_cuda and torch.is_grad_enabled() else _core
-    out_BLHD = core(q_BLHD, k_BLHD, v_BLHD, visible, added, alpha, 1.0 / scale_length)
-    return from_padded(out_BLHD, offsets, v.shape[0])
+    with record_function(RANGE):
+        longest = int(offsets.diff().max()) if max_length is None else max_length
+        padded = -(-longest // ROUND) * ROUND
+        lengths = offsets.diff()
+        if offsets.is_cuda:
+            shape = Shape(offsets, context_lengths, target_lengths, q.shape[0], q.shape[0])
+            demand(shape.fits() & (lengths <= padded).all(), f"attention: {WORDS}, sequences of up to {longest}")
+        q_BLHD, k_BLHD, v_BLHD = (to_padded(x, offsets, padded) for x in (q, k, v))
+        visible = visibility(mask, lengths, context_lengths, target_lengths, padded)
+        added = None if bias is None else dense_bias(bias, offsets, padded)
+        # Evaluation sees too many shapes for compilation to pay.
+        core = _compiled_core() if q.is_cuda and torch.is_grad_enabled() else _core
+        out_BLHD = core(q_BLHD, k_BLHD, v_BLHD, visible, added, alpha, 1.0 / scale_length)
+        return from_padded(out_BLHD, offsets, v.shape[0])
 
 
 def visibility(mask: MaskSpec, lengths: Tensor, context: Tensor | None, targets: Tensor | None, padded: int) -> Tensor:

@@ -38,6 +38,23 @@ def longest_of(lengths: Tensor) -> int:
     return int(lengths.max()) if lengths.numel() else 0
 
 
+def none_negative(*numbers: Tensor) -> Tensor:
+    """Return whether none of all the numbers is negative, a bool scalar on their device."""
+    return (torch.cat(numbers) >= 0).all()
+
+
+def demand(fits: Tensor, words: str) -> None:
+    """Stop with `words` where `fits`, a bool scalar, is false: at once on a CPU; a GPU, before what is launched next.
+
+    Nobody waits, and it may be part of a CUDA graph, whose every replay then looks again. A GPU prints the words; the
+    next call that waits for it raises a RuntimeError, and the process cannot go on with the device.
+
+    Raises:
+        RuntimeError: on a CPU.
+    """
+    torch._assert_async(fits, words)
+
+
 @dataclass(frozen=True, eq=False)
 class Shape:
     """The lengths of a batch, on its device.
@@ -70,6 +87,32 @@ class Shape:
         context = torch.zeros_like(length) if self.context is None else self.context.to(torch.int64)
         end = length if self.targets is None else length - self.targets
         return context, end, length
+
+    def fits(self) -> Tensor:
+        """Return whether a kernel that believes these lengths stays within its tensors, a bool scalar on the device."""
+        context, end, length = self.regions
+        ends = [self.offsets[:1], self.offsets[-1:] - self.total]
+        slack = [length]
+        if self.context is not None:
+            slack += [context, self.max_context - context]
+        if self.targets is not None:
+            slack.append(length - end)
+        if len(slack) > 1:
+            slack.append(end - context)
+        if self.query_offsets is not None:
+            asked = self.query_offsets.diff()
+            ends += [self.query_offsets[:1], self.query_offsets[-1:] - self.total_queries]
+            slack += [asked, length - asked]
+        return none_negative(*slack, *ends, *(-x for x in ends))
+
+    def demand(self) -> None:
+        """Stop where the batch does not fit; see `demand`."""
+        words = f"attention: offsets must rise from 0 to {self.total}, the tokens of q"
+        if self.query_offsets is not None:
+            words += f", query_offsets from 0 to {self.total_queries}, with no more queries than tokens"
+        if self.context is not None or self.targets is not None:
+            words += "; context_lengths and target_lengths must not be negative and leave no sequence short"
+        demand(self.fits(), words)
 
     def entries(self, sequence: Tensor, first: Tensor, *more: Tensor) -> Tensor:
         """Return (count, 8) int32 entries of blocks; `sequence` -1 makes a vacant one. `more`: up to three columns."""
