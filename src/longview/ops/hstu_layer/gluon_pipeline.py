@@ -1,10 +1,11 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
-"""What both products of a narrow layer share on Hopper: rows that stay in shared memory, and warps with roles.
+"""What the products of a narrow layer share on Hopper: one operand that stays in shared memory, and warps with roles.
 
-A program takes a block of BM rows and keeps all K columns of it in shared memory while it goes over the columns of the
-result, BN at a time. One warp fills shared memory (`fill`: the rows once, the weights for each tile); two warpgroups
-multiply in turns (`multiply`), so that one finishes and stores its tile while the other keeps the tensor cores busy.
-Plain Triton reads the rows once more for every tile and cannot give warps roles, hence Gluon, a part of Triton.
+The projection (`gluon_project.py`) keeps a block of BM rows, all K columns of them, and goes over the columns of the
+result, BN at a time: `fill` and `multiply`. The output product (`gluon_output.py`) keeps weights and goes over the
+rows. One warp fills shared memory; two warpgroups multiply in turns, so that one finishes and stores its tile while the
+other keeps the tensor cores busy. Plain Triton reads the rows once more for every tile and cannot give warps roles,
+hence Gluon, a part of Triton.
 
 An `mbarrier` knows only whether its last phase was even or odd: whoever waits must know that the phase before has
 passed. `turn` and `free` are that knowledge where an order of filling would not suffice.

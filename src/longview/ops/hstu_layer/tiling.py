@@ -10,9 +10,9 @@ import torch
 ROOMY = (9, 10)  # major compute capabilities with 227 KB of shared memory a program
 HOPPER = 9
 GLUON = ("3.6",)  # versions of Triton whose Gluon, still experimental, the kernels with staying rows are written for
-BLOCK = 128  # with staying rows: rows and columns of a tile
-WIDEST = 512  # columns of a row that fit beside the weights
-SHARED = 226 << 10  # bytes for rows, weights and the tile that leaves
+BLOCK = 128  # rows and columns of a tile where one operand stays in shared memory
+WIDEST = 512  # columns of a row that fit beside the stages
+SHARED = 226 << 10  # bytes for the operand that stays, the stages of the other and the tile that leaves
 IN_PROJECTION = {"depth": 64, "leaving": 1}  # see Staying
 IN_OUTPUT = {"depth": 64, "leaving": 1}
 SHARE = 4  # items of work for each multiprocessor, if the columns can be cut that fine
@@ -87,9 +87,9 @@ class Walk:
 
 @dataclass(frozen=True)
 class Staying:
-    """How a product whose rows stay in shared memory is launched (`gluon_pipeline.py`)."""
+    """How a product with one operand that stays in shared memory is launched (`gluon_pipeline.py`)."""
 
-    stages: int  # of the weights: one is multiplied, one given back, the others filled
+    stages: int  # of the other operand: one is multiplied, one given back, the others filled
     depth: int  # columns of a chunk of the inner dimension
     leaving: int  # tiles that leave at a time
     parts: int  # of the columns, each work of its own
@@ -135,7 +135,7 @@ def why_no_staying(device: torch.device | str) -> str | None:
 
 
 def stages_for(inner: int, depth: int, leaving: int) -> int:
-    """Return the stages of the weights that fit beside the rows and `leaving` tiles of 16-bit numbers."""
+    """Return the stages that fit beside the operand that stays and `leaving` tiles of 16-bit numbers."""
     chunks = inner // depth
     free = SHARED - 2 * BLOCK * (inner + BLOCK * leaving)
     return max(s for s in (3, 4) if chunks % s == 0 and s * 2 * BLOCK * depth <= free)
