@@ -12,14 +12,20 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from longview.errors import InputError, LongviewError
-from longview.metric_learning import CrossBatchLoss
+from longview.metric_learning import CrossBatchLoss, PairwiseLoss
 from longview.ops.collectives import gather_rows, row_counts
 from tests.metric_learning.helpers import WIDTH, drifting, memory
 
 CASES = [
     (mode, loss, anchor)
     for mode in ("replicated", "sharded")
-    for loss, anchor in (("contrastive", "state"), ("info-nce", "batch"), ("contrastive", "memory"))
+    for loss, anchor in (
+        ("contrastive", "state"),
+        ("info-nce", "batch"),
+        ("contrastive", "memory"),
+        ("contrastive mean_active", "state"),
+        ("triplet mean_active", "batch"),
+    )
 ]
 
 
@@ -41,7 +47,8 @@ def train(mode: str, loss_name: str, anchor: str, world: int, rank: int) -> tupl
     torch.manual_seed(0)
     encoder = torch.nn.Linear(WIDTH, WIDTH, bias=False).double()
     bank = memory({"kind": "axbn", "anchor": anchor}, capacity=20, distributed=mode, check_every=2, renormalise=True)
-    loss = CrossBatchLoss(loss_name, bank)
+    kind, _, reduction = loss_name.partition(" ")
+    loss = CrossBatchLoss(PairwiseLoss(kind, reduction=reduction or "mean_per_anchor"), bank)  # type: ignore[arg-type]
     for batch in batches():
         x, labels, ids = share(batch, world, rank)
         value = loss(encoder(x), labels, ids)

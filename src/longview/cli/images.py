@@ -30,6 +30,7 @@ def train_on_images(
     from rich.console import Console
 
     from longview.data.images import ImageSet
+    from longview.training.distributed import speaks
     from longview.training.images import train_images
     from longview.training.progress import make_progress
 
@@ -42,6 +43,8 @@ def train_on_images(
         progress=make_progress(Console(stderr=True), counted="images"),
         baselines=baselines,
     )
+    if not speaks():
+        return
     if json:
         emit_json(result.to_dict())
         return

@@ -41,7 +41,8 @@ class CrossBatchLoss(nn.Module):
     In a job of several ranks with a `replicated` or `sharded` memory, the loss is that of all ranks' batches
     together: the mean of what the ranks return is what one process would return for the whole batch, and so are
     gradients averaged over the ranks, as `DistributedDataParallel` does. Ranks may have different numbers of rows,
-    also none; every rank must run backward.
+    also none; every rank must run backward. With `mean_active`, which divides by a number that no rank knows alone,
+    each computes the loss of all rows.
 
     Example:
         >>> loss = CrossBatchLoss("contrastive", MemoryConfig(capacity=100, width=8))
@@ -74,10 +75,8 @@ class CrossBatchLoss(nn.Module):
                 "a memory of embeddings before L2 needs normalise=True here and renormalise in the memory: "
                 "batch and memory would not be comparable"
             )
-        if self.shared and self.loss.reduction not in ("mean_per_anchor", "sum"):
-            raise InputError(
-                f"reduction={self.loss.reduction!r} over several ranks: expected 'mean_per_anchor' or 'sum'"
-            )
+        if self.shared and self.loss.reduction == "none":
+            raise InputError("reduction='none' over several ranks: expected 'mean_per_anchor', 'mean_active' or 'sum'")
 
     @property
     def shared(self) -> bool:
@@ -163,6 +162,8 @@ class CrossBatchLoss(nn.Module):
         first = sum(sizes[:rank])
         everyone, all_labels = gather_with_gradient(anchors), gather_rows(labels, sizes)
         all_ids = None if sample_ids is None else gather_rows(sample_ids, sizes)
+        if self.loss.reduction == "mean_active":
+            return self._whole_terms(everyone, all_labels, all_ids, reference, sizes)
         share = world / sum(sizes) if self.loss.reduction == "mean_per_anchor" else float(world)
         idle = everyone.sum() * 0  # a rank without rows takes part in the backward pass of the gathering all the same
         if self.memory.config.distributed == "sharded" and isinstance(self.loss.loss, ContrastiveLoss):
@@ -186,6 +187,16 @@ class CrossBatchLoss(nn.Module):
                 own_positions=places,
             )
         return share * batch, share * memory
+
+    def _whole_terms(
+        self, everyone: Tensor, labels: Tensor, ids: Tensor | None, reference: Reference, sizes: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return both terms of the rows of all ranks, the same on each of them."""
+        reference = replace(reference, anchor_ids=gather_rows(reference.anchor_ids, sizes))
+        if self.memory.config.distributed == "sharded":
+            reference = whole(reference)
+        batch = self.loss(everyone, labels, sample_ids=ids)
+        return batch, self.loss(everyone, labels, reference) if len(reference) else batch.new_zeros(())
 
     def _sum_loss(self) -> PairwiseLoss:
         return PairwiseLoss(self.loss.loss, reduction="sum", backend=self.loss.backend)

@@ -43,14 +43,14 @@ def graphs_wanted(setting: str, device: torch.device, why_not: Callable[[], str 
     """
     if setting == "off" or (setting == "auto" and device.type != "cuda"):
         return False, None
-    refusal = why_not() if device.type == "cuda" else f"they need a GPU, and the run is on {device.type}"
+    world, _ = ranks()
+    several = f"gradients are summed over {world} processes in the middle of a step" if world > 1 else None
+    refusal = (several or why_not()) if device.type == "cuda" else f"they need a GPU, and the run is on {device.type}"
     return refusal is None, None if refusal is None else f"CUDA graphs are off, launching step by step: {refusal}"
 
 
 def why_no_graphs(config: RunConfig, device: torch.device) -> str | None:
     """Return why steps of `config` cannot be captured on `device`, a GPU, or None where they can."""
-    if ranks()[0] > 1:
-        return f"gradients are summed over {ranks()[0]} processes in the middle of a step"
     if config.task == "both":
         return "task both picks the events whose next item it trains, so shapes depend on what is in a batch"
     return _why_no_kernel(config.model, device) if config.model.kind == "hstu" else None

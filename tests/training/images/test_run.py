@@ -194,13 +194,6 @@ class TestRefusals:
             train_images(configure(*settings), image_set, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-    def test_several_processes_are_refused(
-        self, image_set: ImageSet, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(InputError, match="one process so far"):
-            train_images(configure(), image_set, tmp_path / "run")
-
     def test_a_directory_in_use_is_refused(self, image_set: ImageSet, configure: Configure, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
         with pytest.raises(InputError, match="already exists"):

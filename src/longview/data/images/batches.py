@@ -163,9 +163,7 @@ class ImageBatches:
         kept = torch.tensor(loaded.kept, dtype=torch.int64)
         own = None
         if self.augment is not None and self.augment.changes:
-            # Drawn for all ranks, so that a place in the batch gets the same whatever their number.
-            draws = self.augment.draws(len(samples) * self.sampler.world_size, self.seed, epoch, step)
-            own = draws[self.sampler.rank * len(samples) : (self.sampler.rank + 1) * len(samples)][kept]
+            own = draws_of_rank(self.augment, self.sampler, len(samples), (self.seed, epoch, step))[kept]
         chosen = samples[kept]
         look = chosen // len(self.view) if self.turned else None
         pixels = torch.from_numpy(loaded.pixels)
@@ -187,3 +185,10 @@ class ImageBatches:
             self.skipped[row] = reason
         if not loaded.kept:
             raise InputError(f"{images.root}: no image of this batch can be read: {loaded.problems[0][1]}, …")
+
+
+def draws_of_rank(augment: Augment, sampler: Sampler, number: int, place: tuple[int, int, int]) -> Tensor:
+    """Return the draws (number, DRAWS) for this rank's images of the batch at `place`, (seed, epoch, step)."""
+    # Drawn for all ranks, so that a place in the batch gets the same whatever their number.
+    draws = augment.draws(number * sampler.world_size, *place)
+    return draws[sampler.rank * number : (sampler.rank + 1) * number]

@@ -13,6 +13,7 @@ from longview.metric_learning import (
     NormalisedSoftmaxLoss,
     ProxyAnchorLoss,
 )
+from longview.ops.collectives import gather_rows, gather_with_gradient, ranks, row_counts
 from longview.training.images.config import CLASS_LOSSES, ImageRunConfig
 
 KINDS: dict[str, type[ClassWeightLoss]] = {
@@ -20,6 +21,12 @@ KINDS: dict[str, type[ClassWeightLoss]] = {
     "arcface": ArcFaceLoss,
     "proxy-anchor": ProxyAnchorLoss,
 }
+
+
+def of_all_ranks(embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the batch of all processes, differentiably: each computes its loss, and the mean of those is the loss."""
+    sizes = row_counts(len(labels), labels.device)
+    return gather_with_gradient(embeddings), gather_rows(labels, sizes), gather_rows(sample_ids, sizes)
 
 
 class BatchLoss(nn.Module):
@@ -31,6 +38,7 @@ class BatchLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> Tensor:
         """Return the loss of (b, d) embeddings, a scalar."""
+        embeddings, labels, sample_ids = of_all_ranks(embeddings, labels, sample_ids)
         value: Tensor = self.loss(functional.normalize(embeddings, dim=1), labels, sample_ids=sample_ids)
         return self.weight * value
 
@@ -48,6 +56,7 @@ class ClassLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> Tensor:
         """Return the loss of (b, d) embeddings, a scalar."""
+        embeddings, labels, _ = of_all_ranks(embeddings, labels, sample_ids)
         value: Tensor = self.loss(embeddings, torch.searchsorted(self.classes, labels))
         return self.weight * value
 
@@ -58,9 +67,12 @@ def make_loss(config: ImageRunConfig, width: int, classes: Tensor) -> BatchLoss 
         return ClassLoss(config, classes, width)
     if config.memory is None:
         return BatchLoss(config)
+    # On one process a memory asks nobody, so that its steps can be captured.
+    memory = config.memory.of_width(width)
+    mode = "replicated" if ranks()[0] > 1 else "local"
     return CrossBatchLoss(
         config.loss.build(),
-        config.memory.of_width(width),
+        memory.model_copy(update={"distributed": mode}),
         memory_weight=config.loss.memory_weight,
         batch_weight=config.loss.batch_weight,
     )

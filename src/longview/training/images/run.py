@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,9 @@ from longview.evaluation.curves import draw, learning
 from longview.evaluation.environment import environment
 from longview.files import write_json
 from longview.metric_learning.diagnostics_plot import draw_drift
+from longview.models.encoders import ImageEncoder
+from longview.ops.collectives import ranks
+from longview.training import distributed
 from longview.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from longview.training.devices import device_named, reproducible
 from longview.training.images.card import write_image_card
@@ -56,6 +58,9 @@ def train_images(
     The run directory `out` is a model directory from the first evaluation on. On a CPU the result depends on
     `config`, `images` and the number of threads alone, resumed or not, the memory included.
 
+    Started by torchrun, several processes train as one (`longview.training.distributed`): each has its classes of
+    every batch, loss and batch normalisation are those of the whole batch, and all hold the same memory.
+
     Args:
         config: from `resolve_image_config`.
         images: the data set.
@@ -75,21 +80,23 @@ def train_images(
         >>> config = resolve_image_config("image-small")  # doctest: +SKIP
         >>> train_images(config, ImageSet.open("data/omniglot"), "runs/omniglot").metrics["recall@1"]  # doctest: +SKIP
     """
-    out, progress, place = Path(out), progress or TrainingProgress(), device_named(device)
-    _check_directory(config, images, out, resume)
+    out = Path(out)
     views = Views.of(images, config.data)
     _check(config, images, views)
-    with reproducible(config.loop.seed, place), progress:
-        run = _Run(config, images, views, out, place, progress)
-        try:
-            if resume:
-                run.resume()
-            else:
-                start_image_run(out, config, images, run.framing)
-            run.train()
-            return run.finish(baselines)
-        finally:
-            run.batches.close()
+    with distributed.process_group(device_named(device)) as place:
+        distributed.on_main(lambda: _check_directory(config, images, out, resume))
+        progress = (progress if distributed.is_main() else None) or TrainingProgress()
+        with reproducible(config.loop.seed, place), progress:
+            run = _Run(config, images, views, out, place, progress)
+            try:
+                if resume:
+                    run.resume()
+                else:
+                    distributed.on_main(lambda: start_image_run(out, config, images, run.framing))
+                run.train()
+                return run.finish(baselines)
+            finally:
+                run.batches.close()
 
 
 class _Run:
@@ -111,8 +118,12 @@ class _Run:
         self.batches = TrainingBatches(views.train, config, self.framing, device)
         self.trainer = ImageTrainer(config, encoder, self.batches, device=device)
         watch_memory(self.trainer, views.train, self.framing)
-        self.log = RunLog(out, tensorboard=config.loop.tensorboard)
+        self.log = RunLog(out, tensorboard=config.loop.tensorboard, silent=not distributed.is_main())
         self.notes = [note for note in (self.trainer.precision_note, self.trainer.graphs_note) if note]
+        self.processes, _ = ranks()
+        if self.processes > 1:
+            self.notes.append(f"trained on {self.processes} processes, each on its share of every batch")
+        distributed.begin_alike(self.trainer.trained, (), config.loop.seed)
         if views.held_out:
             self.notes.append(
                 f"{views.held_out} of {images.train.num_classes} training classes were held out to choose the epoch by"
@@ -124,12 +135,13 @@ class _Run:
 
     def resume(self) -> None:
         """Load the last checkpoint, and take the log back to it."""
-        path = latest_checkpoint(self.out / "checkpoint")
+        path = distributed.on_main(lambda: latest_checkpoint(self.out / "checkpoint"))
         if path is None:
             self.log.rewind(-1)
             self.progress.note(f"{self.out} has no checkpoint yet: starting from the beginning")
             return
         tensors, values = load_checkpoint(path)
+        tensors = distributed.of_this_rank(tensors, values.get("processes", 1))
         self.trainer.load_tensors(tensors)
         restore_diagnostics(self.trainer.diagnostics, tensors, values["drift"], self.device)
         self.state = LoopState.from_dict(values["state"])
@@ -149,16 +161,15 @@ class _Run:
         encoder = self.trainer.evaluated
         load_weights(self.out / ENCODER / WEIGHTS, encoder)
         self.progress.note("evaluating the best weights on test" + (", and the pixels" if baselines else ""))
-        report = partial(report_of, encoder, self.images, self.framing, self.config, device=self.device)
-        compared, skipped = pixel_baseline(self.images, self.framing, self.config) if baselines else ([], {})
+        test, validation, compared, skipped = distributed.on_main(lambda: self._reports(encoder, baselines))
         diagnostics = self.trainer.diagnostics
         records = [] if diagnostics is None else diagnostics.records
         result = ImageTrainingResult(
             out=self.out,
             config=self.config,
             state=self.state,
-            test=report("test", picture=self.out / "gallery.png"),
-            validation=report("validation") if len(self.views.validation) else None,
+            test=test,
+            validation=validation,
             baselines=compared,
             skipped=skipped,
             drift=records[-1] if records else None,
@@ -166,9 +177,21 @@ class _Run:
             data=describe_images(self.images),
             notes=[*self.notes, *([] if diagnostics is None else diagnostics.warnings)],
         )
-        self._pictures(result.to_dict())
-        write_image_card(self.out, result.to_dict())
+        distributed.on_main(lambda: self._write(result.to_dict()))
         return result
+
+    def _reports(
+        self, encoder: ImageEncoder, baselines: bool
+    ) -> tuple[dict[str, Any], dict[str, Any] | None, list[dict[str, Any]], dict[str, str]]:
+        """Return the reports on test and validation, those of the baselines, and why one was skipped."""
+        report = partial(report_of, encoder, self.images, self.framing, self.config, device=self.device)
+        compared, skipped = pixel_baseline(self.images, self.framing, self.config) if baselines else ([], {})
+        test = report("test", picture=self.out / "gallery.png")
+        return test, report("validation") if len(self.views.validation) else None, compared, skipped
+
+    def _write(self, result: dict[str, Any]) -> None:
+        self._pictures(result)
+        write_image_card(self.out, result)
 
     def _pictures(self, result: dict[str, Any]) -> None:
         panel = partial(learning, result=result)
@@ -182,6 +205,9 @@ class _Run:
             draw_drift(self.out / "drift.png", report)
 
     def _validate(self) -> dict[str, float]:
+        return distributed.on_main(self._metrics)
+
+    def _metrics(self) -> dict[str, float]:
         found = {"latest": float(self.state.epoch)} if self.config.loop.metric == "latest" else {}
         if len(self.views.validation):
             found |= validation_metrics(
@@ -190,12 +216,16 @@ class _Run:
         return found
 
     def _keep_best(self) -> None:
-        save_encoder(self.out / ENCODER, self.trainer.evaluated)
+        distributed.on_main(lambda: save_encoder(self.out / ENCODER, self.trainer.evaluated))
 
     def _checkpoint(self) -> None:
         tensors, drift = diagnostics_state(self.trainer.diagnostics)
-        values = {"state": self.state.to_dict(), "fingerprint": self.images.fingerprint, "drift": drift}
-        save_checkpoint(self.out / "checkpoint", self.state.total_steps, self.trainer.tensors() | tensors, values)
+        values = {
+            "state": self.state.to_dict(), "fingerprint": self.images.fingerprint, "drift": drift,
+            "processes": self.processes,
+        }  # fmt: skip
+        tensors, step = distributed.with_all_ranks(self.trainer.tensors() | tensors), self.state.total_steps
+        distributed.on_main(lambda: save_checkpoint(self.out / "checkpoint", step, tensors, values))
 
 
 def _check(config: ImageRunConfig, images: ImageSet, views: Views) -> None:
@@ -215,9 +245,7 @@ def _check(config: ImageRunConfig, images: ImageSet, views: Views) -> None:
 
 
 def _check_directory(config: ImageRunConfig, images: ImageSet, out: Path, resume: bool) -> None:
-    """Refuse several processes, a directory in use, or a run that cannot go on with this config and data set."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("images train on one process so far: start `longview train` without torchrun")
+    """Refuse a directory in use, or a run that cannot go on with this config and data set."""
     check_directory(out, resume)
     if resume:
         check_images(out, read_json(out / "data.json"), images)

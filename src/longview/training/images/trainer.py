@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longview.data.images import ImageBatch
 from longview.errors import InputError
 from longview.metric_learning import CrossBatchLoss, DriftDiagnostics, MomentumEncoder
 from longview.models.encoders import ImageEncoder, ParameterGroup, optimiser_groups, parameter_groups
+from longview.training.batch_norm import over_all_ranks
 from longview.training.devices import load_random_tensors, random_tensors
+from longview.training.distributed import any_rank, sum_gradients
 from longview.training.images.config import ImageRunConfig
 from longview.training.images.graph import CapturedImageSteps, choose_image_graphs
 from longview.training.images.losses import BatchLoss, ClassLoss, make_loss
@@ -45,8 +47,10 @@ class ImageTrainer:
         planned_steps: int | None = None,
     ) -> None:
         self.config, self.device, self.resident = config, device, batches.resident
+        over_all_ranks(encoder)
         self.encoder = encoder.to(device)
         self.loss = make_loss(config, self.encoder.dimension, batches.classes).to(device)
+        self.trained = nn.ModuleList([self.encoder, self.loss])
         momentum = None if config.memory is None else config.memory.momentum
         self.slow = None if momentum is None else MomentumEncoder(self.encoder, momentum=momentum)
         groups = parameter_groups(self.encoder, config.rates)
@@ -116,10 +120,11 @@ class ImageTrainer:
             try:
                 loss = self._loss_of(embeddings, batch, keys)
             except InputError:
-                if bool(embeddings.isfinite().all()):
+                if not any_rank(not bool(embeddings.isfinite().all())):
                     raise
                 return torch.tensor(math.nan), torch.tensor(math.nan)  # the loop says what it means
             loss.backward()  # type: ignore[no-untyped-call]
+            loss = sum_gradients(self.trained, loss, 1)
         if isinstance(self.loss, CrossBatchLoss) and self.loss.fixed is not None:
             self.loss.fixed.enqueue()
         limit = self.config.optimiser.clip_norm

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from longview.data.images import Augment, ImageBatch, ImageBatches, ImageSet, ImageView, InOrder
+from longview.data.images.batches import draws_of_rank
 from longview.data.images.framing import Framing
 from longview.data.images.making import Turned, looks
 from longview.data.images.resident import ResidentImages, why_not_resident
@@ -17,6 +18,7 @@ from longview.data.images.samplers import CategoryBatches, ClassBatches, Coverin
 from longview.errors import InputError
 from longview.evaluation.retrieval import Embedded
 from longview.models.encoders import ImageEncoder
+from longview.ops.collectives import ranks
 from longview.training.images.config import ImageDataConfig, ImageRunConfig, SamplerConfig
 
 EVALUATED_AT_ONCE = 512
@@ -64,7 +66,8 @@ def make_sampler(view: ImageView, config: SamplerConfig, seed: int, *, turned: T
     Raises:
         InputError: fewer classes than P, or no categories where they are to be balanced.
     """
-    options = config.model_dump(exclude={"kind"})
+    world, rank = ranks()
+    options = {**config.model_dump(exclude={"kind"}), "rank": rank, "world_size": world}
     apart = np.arange(looks(turned))[:, None]
     labels = (view.labels + apart * view.images.meta.num_classes).reshape(-1)
     if config.kind == "covering":
@@ -162,7 +165,10 @@ class TrainingBatches:
             return
         for step, samples in enumerate(self.sampler.epoch(epoch, first_step), first_step):
             changes = self.augment.changes
-            yield ChosenImages(samples, self.augment.draws(len(samples), self.seed, epoch, step) if changes else None)
+            place = (self.seed, epoch, step)
+            yield ChosenImages(
+                samples, draws_of_rank(self.augment, self.sampler, len(samples), place) if changes else None
+            )
 
     def close(self) -> None:
         """End the worker processes, if there are any."""
