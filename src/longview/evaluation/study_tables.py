@@ -12,7 +12,7 @@ from longview.evaluation.markdown import table
 from longview.evaluation.metric_tables import metric_table
 from longview.files import atomic_file
 
-TABLES = ("study-scaling", "study-ablation", "study-ablation-ml-1m")  # of docs/studies.md
+TABLES = ("study-scaling", "study-ablation")  # of docs/studies.md
 METRIC_TABLES = ("omniglot-default", "omniglot", "omniglot-regimes")  # of docs/metric-learning.md
 AXES = {
     "training_flops": "operations of training",
