@@ -160,7 +160,7 @@ def output_staying_kernel(
 def output_staying(z_TD: Tensor, gated_TG: Tensor, weight: Tensor, bias: Tensor, out: Tensor, launch: Staying) -> None:
     """Fill `out` (T, D), dtype of z."""
     (rows, inner), columns = gated_TG.shape, z_TD.shape[1] // BLOCK
-    programs = min(-(-rows // BLOCK), processors(z_TD.device) // columns) * columns
+    programs = max(1, min(-(-rows // BLOCK), processors(z_TD.device) // columns)) * columns
     output_staying_kernel[(programs,)](
         described(gated_TG, launch.depth), described(weight, launch.depth), described(z_TD, BLOCK),
         described(out, BLOCK), bias, rows, COLUMNS=columns, CHUNKS=inner // launch.depth, STAGES=launch.stages,

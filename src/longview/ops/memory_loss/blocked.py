@@ -33,6 +33,7 @@ CPU_BLOCK = 1 << 19  # similarities a tile: 2 MB of float32, which stays in the 
 DEVICE_BLOCK = 1 << 24
 LEAST, LARGEST = 1e-30, 1e30  # a sum of powers outside has lost digits, or is about to overflow
 SAMPLE = 2048  # rows of the memory that a largest exponent is guessed from
+LAST_BITS = (1 << 16) - 1
 FEW = 4  # a tile's special columns are masked apart where they are less than one in FEW
 KEPT = threading.local()  # buffers that a loss on the CPU leaves to the next of its thread: `CPU_BLOCK` values each
 
@@ -296,6 +297,19 @@ class _Problem:
 
 def _among(keys: Tensor, wanted: Tensor) -> Tensor:
     """Return which of `keys` (m,) are in `wanted` (b,)."""
+    if keys.is_cuda:
+        return _found(keys, wanted)
+    # Few keys have the last bits of a wanted one, and only these are searched for: a look into a table is cheaper.
+    table = torch.zeros(LAST_BITS + 1, dtype=torch.bool, device=keys.device)
+    table[wanted & LAST_BITS] = True
+    among = table[keys & LAST_BITS]
+    maybe = among.nonzero().flatten()
+    among[maybe] = _found(keys[maybe], wanted)
+    return among
+
+
+def _found(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Return the same by a search alone."""
     ordered = wanted.sort().values  # a search, where isin would sort all keys
     place = torch.searchsorted(ordered, keys).clamp_(max=len(ordered) - 1)
     return ordered[place] == keys
