@@ -17,6 +17,7 @@ from longview.ops.memory_loss import (
     CircleLoss,
     ContrastiveLoss,
     InfoNCELoss,
+    PairLoss,
     memory_loss,
     reference,
 )
@@ -163,6 +164,12 @@ class TestTiles:
         found = value_and_gradient((z, labels, small, memory_labels), loss=LOSSES[name])
         expected = exactly((z, labels, small.float(), memory_labels), loss=LOSSES[name])
         assert_close(found, expected, 2e-2)  # weights, and values far from a margin or maximum, have two bytes too
+
+    def test_labels_are_told_apart_by_all_their_bits(self, name: str) -> None:
+        z, labels, memory, memory_labels = problem(9, 40, 6)
+        for shift in (58, 48, 0):  # small numbers, of either sign, to numbers that end in the same bits
+            given = (z, labels >> shift, memory, memory_labels >> shift)
+            assert_close(value_and_gradient(given, loss=LOSSES[name]), exactly(given, loss=LOSSES[name]), 3e-5, 3e-6)
 
     def test_nan_is_not_hidden(self, name: str) -> None:
         z, labels, memory, memory_labels = problem(6, 20, 5, classes=2)
@@ -317,22 +324,21 @@ def test_the_reference_says_which_pairs_count() -> None:
 class TestPowersWithOnePass:
     """On a CPU the largest exponent is guessed from some rows; where the guess is poor the walk is done again."""
 
-    loss = InfoNCELoss(temperature=0.04)
-
     @pytest.mark.skipif(DEVICE != "cpu", reason="a GPU is not asked how it went")
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_a_row_that_the_guess_did_not_see_may_exceed_it_by_far(self, dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("loss", [InfoNCELoss(temperature=0.04), CircleLoss(gamma=80)])
+    def test_a_row_that_the_guess_did_not_see_may_exceed_it_by_far(self, loss: PairLoss, dtype: torch.dtype) -> None:
         given = problem(4, 5000, 16, classes=1000)
         z, labels, memory, memory_labels = given
-        # Every row but one is the opposite of every anchor: exponents of -25, and one of 25.
+        # Every row but one is the opposite of every anchor: exponents of -25 or 0, and one of 25 or 75.
         z, other = functional.normalize(z[:1] + 0.01 * z, dim=1), memory[17]
         memory = (-z[:1]).repeat(5000, 1)
         memory[4325], memory[17] = z[0], other
         memory_labels = torch.full_like(memory_labels, -5)
         memory_labels[17] = labels[0]
         memory = memory.to(dtype)
-        found = value_and_gradient((z, labels, memory, memory_labels), loss=self.loss)
-        expected = exactly((z, labels, memory.float(), memory_labels), loss=self.loss)
+        found = value_and_gradient((z, labels, memory, memory_labels), loss=loss)
+        expected = exactly((z, labels, memory.float(), memory_labels), loss=loss)
         assert all(value.isfinite().all() for value in found)
         assert_close(found, expected, 1e-4 if dtype == torch.float32 else 2e-2)
 

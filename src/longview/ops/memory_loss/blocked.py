@@ -19,21 +19,21 @@ from torch import Tensor
 from longview.ops.memory_loss.end import End, finish, log_of
 from longview.ops.memory_loss.forms import Form, Plan, plan_of
 from longview.ops.memory_loss.losses import PairLoss
-from longview.ops.memory_loss.pairs import Pairs, View
+from longview.ops.memory_loss.pairs import Pairs, View, among, left_out
 from longview.ops.memory_loss.path import fast_products
 from longview.ops.memory_loss.reference import TINY
-from longview.ops.memory_loss.tiles import NO_ROW, Running, add_tile, over_margin, weights_at_end
+from longview.ops.memory_loss.tiles import NO_ROW, Running, add_product, add_tile, circle, over_margin, weights_at_end
 from longview.ops.softmax_loss.numerics import (
     accumulation_dtype,
     product,
     refuse_second_derivative,
 )
 
-CPU_BLOCK = 1 << 19  # similarities a tile: 2 MB of float32, which stays in the cache of its core between passes
+# Similarities a tile: 4 MB of float32. Less stays nearer to its core, but threads wait for each other once a pass.
+CPU_BLOCK = 1 << 20
 DEVICE_BLOCK = 1 << 24
 LEAST, LARGEST = 1e-30, 1e30  # a sum of powers outside has lost digits, or is about to overflow
 SAMPLE = 2048  # rows of the memory that a largest exponent is guessed from
-LAST_BITS = (1 << 16) - 1
 FEW = 4  # a tile's special columns are masked apart where they are less than one in FEW
 KEPT = threading.local()  # buffers that a loss on the CPU leaves to the next of its thread: `CPU_BLOCK` values each
 
@@ -91,16 +91,18 @@ class _Problem:
         on_cpu = reference.device.type == "cpu"
         size = tile or max(64, (CPU_BLOCK if on_cpu else DEVICE_BLOCK) // max(embeddings.shape))
         self.size = min(size, max(1, len(reference)))
+        # A part for each thread, which reads again what it has in its own cache.
+        self.parts = min(torch.get_num_threads(), 1 + self.size // 256) if on_cpu and not half else 1
         self._buffers: dict[str, Tensor] = {}
         self.hit, self.special = self._special()
 
     def _special(self) -> tuple[Tensor, Tensor]:
         """Return the rows that some anchor has for a positive, and those that are left out for some or all."""
         pairs = self.pairs
-        hit = _among(pairs.reference_labels, pairs.labels)
+        hit = among(pairs.reference_labels, pairs.labels)
         out = torch.zeros_like(hit)
         if pairs.own_ids is not None and pairs.reference_ids is not None:
-            out |= _among(pairs.reference_ids, pairs.own_ids)
+            out |= among(pairs.reference_ids, pairs.own_ids)
         if pairs.own_positions is not None:
             known = pairs.own_positions[(pairs.own_positions >= 0) & (pairs.own_positions < len(out))]
             out[known] = True
@@ -119,7 +121,8 @@ class _Problem:
         return self._walk(plan.positives, given, gradient), negatives
 
     def _walk(self, form: Form, given: Tensor | None, gradient: bool) -> Running:
-        if form.sums == "power" and form.pairs != "positive" and len(self.memory) and not self.memory.is_cuda:
+        guessed = form.sums in ("power", "circle") and form.pairs != "positive" and len(self.memory) > 0
+        if guessed and not self.memory.is_cuda:
             # One pass less a tile. An accelerator would have to be asked how it went.
             guess = self._guess(form)
             running = self._sums(form, given, gradient, guess)
@@ -131,16 +134,21 @@ class _Problem:
 
     def _sums(self, form: Form, given: Tensor | None, gradient: bool, largest: Tensor | None) -> Running:
         """Return the sums of one walk; `largest` (b, 1) stands for the largest exponents where it is given."""
-        running = Running.start(form, self.embeddings, gradient, largest)
-        for rows, seen_cd, x in self._tiles(form, self._rough(form, largest), largest):
+        running = Running.start(form, self.embeddings, self.parts if gradient else 0, largest)
+        for rows, seen_cd, x, near in self._tiles(form, self._rough(form, largest), largest):
             if form.sums == "margin" and not x.is_cuda:  # an accelerator would have to be asked how many
                 seen_cd, x = over_margin(seen_cd, x)
-            weights = add_tile(running, form, x, given, rows, largest is not None)
+            if form.sums == "best" and given is not None:
+                self._below(x, given)
+            weights = add_tile(running, form, x, near, given, rows, largest is not None)
             if running.grads is not None and form.sums != "best":
                 if self.low == self.wide:
-                    running.grads.addmm_(weights, seen_cd.to(self.wide))
+                    add_product(running.grads, weights, seen_cd.to(self.wide))
                 else:
                     running.grads += product(weights.to(self.low), seen_cd.to(self.low))
+            del x, near, weights
+        if running.grads is not None:
+            running.grads = running.grads.sum(0)
         if gradient and form.sums == "best":
             self._gather(running)
         return running
@@ -151,7 +159,8 @@ class _Problem:
         Only where they are small when they matter: what is over a margin, or an exponent near the largest one.
         """
         halves = self.low != self.wide and not self.memory.is_cuda
-        return halves and form.pairs != "positive" and (form.sums == "margin" or largest is not None)
+        small = form.sums == "margin" or (form.sums == "power" and largest is not None)
+        return halves and form.pairs != "positive" and small
 
     def _guess(self, form: Form) -> Tensor:
         """Return about the largest exponent of each anchor, (b, 1), exact in the dtype of the products."""
@@ -160,8 +169,12 @@ class _Problem:
             return self.embeddings.new_zeros(len(self.embeddings), 1)
         some = self._seen(self.memory[ordinary[:: -(-len(ordinary) // SAMPLE)]])
         products = product(self.embeddings.to(self.low), some.to(self.low).mT)
-        largest = (products * form.sign).amax(1, keepdim=True) * form.factor
-        return (largest + form.factor * form.u).to(self.low).to(self.wide)
+        x = products * form.sign
+        if form.sums == "circle":
+            x, _ = circle(form, x.to(self.wide).add_((form.u + form.v) / 2), None, None)
+        else:
+            x = (x.amax(1, keepdim=True) + form.u) * form.factor
+        return x.amax(1, keepdim=True).to(self.low).to(self.wide)
 
     def _gather(self, running: Running) -> None:
         """Make the weighted sums of single rows."""
@@ -172,18 +185,19 @@ class _Problem:
 
     def _tiles(
         self, form: Form, rough: bool = False, largest: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """Yield rows (c,), the memory as it is seen (c, d), and the values of the form (b, c), less `largest`.
 
-        Both are overwritten by the next tile.
+        The last are the factors of the pairs (b, c), where the form has some. All are overwritten by the next tile.
         """
         positive = form.pairs == "positive"
         scaled = form.sign * (form.factor if form.sums in ("power", "pull") else 1.0)
-        offset = {"margin": -form.u, "power": form.factor * form.u}.get(form.sums, 0.0)
+        offsets = {"margin": -form.u, "power": form.factor * form.u, "circle": (form.u + form.v) / 2}
+        offset = offsets.get(form.sums, 0.0)
         query, special = self.embeddings * scaled, self._columns(form)
-        before = None if largest is None else offset - largest
-        if before is None and offset:
-            before = query.new_full((len(query), 1), offset)
+        before = query.new_full((len(query), 1), offset) if offset else None
+        if largest is not None and form.sums == "power":
+            before = offset - largest
         for start in range(0, len(self.hit) if positive else len(self.memory), self.size):
             stop = start + self.size
             if positive:
@@ -192,9 +206,14 @@ class _Problem:
             else:
                 seen_cd = self._seen(self.memory[start:stop])
                 rows = torch.arange(start, start + len(seen_cd), device=seen_cd.device)
-            x = self._values(query, seen_cd, before, rough)
+            x, near = self._values(query, seen_cd, before, rough), None
+            if form.sums == "circle":
+                # Written as the tile lies.
+                out = None if x.is_cuda else self._buffer("more", tuple(x.mT.shape)).mT
+                x, near = circle(form, x, largest, out)
             self._mask(form, x, rows, special if positive else special[start:stop])
-            yield rows, seen_cd, x
+            yield rows, seen_cd, x, near
+            del x, near  # before the next tile is made
 
     def _values(self, query: Tensor, seen_cd: Tensor, before: Tensor | None, rough: bool) -> Tensor:
         """Return (b, c) products, plus `before` (b, 1)."""
@@ -212,6 +231,14 @@ class _Problem:
             else torch.addmm(before.mT, wide_cd, query.mT, out=out)
         )
         return x.mT
+
+    def _below(self, x: Tensor, given: Tensor) -> None:
+        """Put the values of a tile (b, c) that are not less than `given` (b, 1) to -inf, or as low as numbers go."""
+        if x.is_cuda:
+            x.masked_fill_(x >= given, -torch.inf)
+        else:  # libraries for CPUs apply a mask of numbers ten times as fast as one of truths
+            over = torch.ge(x, given, out=self._buffer("more", tuple(x.mT.shape)).mT)
+            x.add_(over, alpha=torch.finfo(x.dtype).min)
 
     def _seen(self, memory_cd: Tensor) -> Tensor:
         """Return rows of the memory as the view shows them: as they are, or a buffer of the wide dtype."""
@@ -247,39 +274,21 @@ class _Problem:
         """Put -inf where a pair of the tile does not count."""
         tall = x.stride(0) == 1  # a mask that lies in memory as its tile does is applied much faster
         if form.pairs == "positive":
-            x.masked_fill_(self._left_out(form, rows, tall), -torch.inf)
+            x.masked_fill_(left_out(self.pairs, form.pairs, rows, tall), -torch.inf)
             return
         places = special.nonzero().flatten()
         if len(places) * FEW < len(rows):
             if len(places):
-                x[:, places] = x[:, places].masked_fill_(self._left_out(form, rows[places], tall), -torch.inf)
+                out = left_out(self.pairs, form.pairs, rows[places], tall)
+                x[:, places] = x[:, places].masked_fill_(out, -torch.inf)
         else:
-            x.masked_fill_(self._left_out(form, rows, tall), -torch.inf)
-
-    def _left_out(self, form: Form, rows: Tensor, tall: bool) -> Tensor:
-        """Return which pairs of the anchors and `rows` do not count, (b, c), made as (c, b) where `tall`."""
-
-        def grid(own_b: Tensor, other_c: Tensor) -> tuple[Tensor, Tensor]:
-            return (own_b[None, :], other_c[:, None]) if tall else (own_b[:, None], other_c[None, :])
-
-        pairs = self.pairs
-        own, other = grid(pairs.labels, pairs.reference_labels[rows])
-        out = own != other if form.pairs == "positive" else own == other
-        if form.pairs == "all":
-            out.zero_()
-        if pairs.own_ids is not None and pairs.reference_ids is not None:
-            out |= torch.eq(*grid(pairs.own_ids, pairs.reference_ids[rows]))
-        if pairs.own_positions is not None:
-            out |= torch.eq(*grid(pairs.own_positions, rows))
-        if pairs.reference_mask is not None:
-            out |= grid(pairs.labels, ~pairs.reference_mask[rows])[1]
-        return out.mT if tall else out
+            x.masked_fill_(left_out(self.pairs, form.pairs, rows, tall), -torch.inf)
 
     def gradient(self, end: End, positives: Running, negatives: Running) -> Tensor:
         """Return the gradients of the anchors' losses, (b, d)."""
         assert positives.grads is not None
         assert negatives.grads is not None
-        return torch.addcmul(end.positive * positives.grads, end.negative, negatives.grads)
+        return torch.addcmul(end.positive * positives.grads, end.negative, negatives.grads).contiguous()
 
     def reference_gradient(self, plan: Plan, positives: Running, negatives: Running, end: End, given: Tensor) -> Tensor:
         """Return the gradient of the memory, (m, d); `given` (b, 1) are the gradients of the anchors' losses."""
@@ -289,27 +298,7 @@ class _Problem:
             (plan.negatives, negatives, end.negative, None),
         ):
             sides = (self.embeddings * (factor * given)).to(self.low)
-            for rows, _, x in self._tiles(form):
-                weights = weights_at_end(form, x, walk.first, walk.second, other, rows)
+            for rows, _, x, near in self._tiles(form):
+                weights = weights_at_end(form, x, near, walk.first, walk.second, other, rows)
                 total[rows] += product(weights.to(self.low).mT, sides)
         return total
-
-
-def _among(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Return which of `keys` (m,) are in `wanted` (b,)."""
-    if keys.is_cuda:
-        return _found(keys, wanted)
-    # Few keys have the last bits of a wanted one, and only these are searched for: a look into a table is cheaper.
-    table = torch.zeros(LAST_BITS + 1, dtype=torch.bool, device=keys.device)
-    table[wanted & LAST_BITS] = True
-    among = table[keys & LAST_BITS]
-    maybe = among.nonzero().flatten()
-    among[maybe] = _found(keys[maybe], wanted)
-    return among
-
-
-def _found(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Return the same by a search alone."""
-    ordered = wanted.sort().values  # a search, where isin would sort all keys
-    place = torch.searchsorted(ordered, keys).clamp_(max=len(ordered) - 1)
-    return ordered[place] == keys

@@ -16,6 +16,7 @@ from longview.ops.memory_loss.losses import (
     SupervisedContrastiveLoss,
     TripletLoss,
 )
+from longview.ops.memory_loss.pairs import Kind
 
 Sums = Literal["margin", "power", "circle", "best", "pull", "mean"]
 
@@ -24,7 +25,7 @@ class Form(NamedTuple):
     """What one walk sums over which pairs; `sign` -1 for the less similarity the more."""
 
     sums: Sums
-    pairs: Literal["positive", "negative", "all"]
+    pairs: Kind
     sign: int = 1
     factor: float = 1.0
     u: float = 0.0

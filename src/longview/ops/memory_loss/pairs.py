@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
+
+Kind = Literal["positive", "negative", "all"]
+LAST_BITS = (1 << 16) - 1
 
 
 class Pairs(NamedTuple):
@@ -34,3 +38,42 @@ class View(NamedTuple):
     scale: Tensor | None = None
     shift: Tensor | None = None
     renormalise: bool = False
+
+
+def among(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Return which of `keys` (m,) are in `wanted` (b,)."""
+    if keys.is_cuda:
+        return _found(keys, wanted)
+    # Few keys have the last bits of a wanted one, and only these are searched for: a look into a table is cheaper.
+    table = torch.zeros(LAST_BITS + 1, dtype=torch.bool, device=keys.device)
+    table[wanted & LAST_BITS] = True
+    found = table[keys & LAST_BITS]
+    maybe = found.nonzero().flatten()
+    found[maybe] = _found(keys[maybe], wanted)
+    return found
+
+
+def _found(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Return the same by a search alone."""
+    ordered = wanted.sort().values  # a search, where isin would sort all keys
+    place = torch.searchsorted(ordered, keys).clamp_(max=len(ordered) - 1)
+    return ordered[place] == keys
+
+
+def left_out(pairs: Pairs, kind: Kind, rows: Tensor, tall: bool) -> Tensor:
+    """Return which pairs of the anchors and `rows` (c,) are not of the kind, (b, c), made as (c, b) where `tall`."""
+
+    def grid(own_b: Tensor, other_c: Tensor) -> tuple[Tensor, Tensor]:
+        return (own_b[None, :], other_c[:, None]) if tall else (own_b[:, None], other_c[None, :])
+
+    own, other = grid(pairs.labels, pairs.reference_labels[rows])
+    out = own != other if kind == "positive" else own == other
+    if kind == "all":
+        out.zero_()
+    if pairs.own_ids is not None and pairs.reference_ids is not None:
+        out |= torch.eq(*grid(pairs.own_ids, pairs.reference_ids[rows]))
+    if pairs.own_positions is not None:
+        out |= torch.eq(*grid(pairs.own_positions, rows))
+    if pairs.reference_mask is not None:
+        out |= grid(pairs.labels, ~pairs.reference_mask[rows])[1]
+    return out.mT if tall else out

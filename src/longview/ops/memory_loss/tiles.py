@@ -22,7 +22,7 @@ class Running:
     """The sums of a walk so far.
 
     first, second, third: (b, 1), as the form says. grads: (b, d), the rows of the memory summed with the weights,
-    None where nobody asks for a gradient.
+    None where nobody asks for a gradient; in parts (parts, b, d) until the walk is over.
     """
 
     first: Tensor
@@ -31,14 +31,30 @@ class Running:
     grads: Tensor | None
 
     @classmethod
-    def start(cls, form: Form, like: Tensor, gradient: bool, largest: Tensor | None = None) -> Running:
-        """Return the sums of nothing for queries `like` (b, d); `largest` (b, 1) stands for the largest exponents."""
+    def start(cls, form: Form, like: Tensor, parts: int, largest: Tensor | None = None) -> Running:
+        """Return the sums of nothing for queries `like` (b, d).
+
+        `parts` of a gradient, 0 for none; `largest` (b, 1) stands for the largest exponents.
+        """
         first, second, third = (like.new_zeros(len(like), 1) for _ in range(3))
         if form.sums == "best":
             first, second = first - torch.inf, torch.full_like(first, NO_ROW, dtype=torch.int64)
         elif form.sums in ("power", "circle"):
             first = first - torch.inf if largest is None else largest
-        return cls(first, second, third, torch.zeros_like(like) if gradient else None)
+        # Libraries for CPUs add the product of two row-major matrices a tenth faster to a column-major one.
+        grads = like.new_zeros(parts, like.shape[1], len(like)).mT
+        return cls(first, second, third, grads if parts else None)
+
+
+def add_product(grads: Tensor, weights: Tensor, seen_cd: Tensor) -> None:
+    """Add the rows of a tile (c, d) summed with weights (b, c), an equal share of the rows to each of (parts, b, d)."""
+    parts = len(grads)
+    even = len(seen_cd) // parts * parts
+    if even:
+        seen, of_seen = (t[:even].view(parts, -1, t.shape[1]) for t in (seen_cd, weights.mT))
+        grads.mT.baddbmm_(seen.mT, of_seen)
+    if even < len(seen_cd):
+        grads[0].addmm_(weights[:, even:], seen_cd[even:])
 
 
 def over_margin(seen_cd: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,14 +68,36 @@ def over_margin(seen_cd: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return seen_cd[over], x.mT[over].mT
 
 
-def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows: Tensor, fixed: bool) -> Tensor:
+def circle(form: Form, x: Tensor, largest: Tensor | None, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return exponents of a circle (b, c), less `largest`, in `out`, and the factors of its pairs, in place of `x`.
+
+    With h = (v - u) / 2 and t = s + (u + v) / 2, which is `x`, no less than h, a pair's factor is t - h, and its
+    exponent factor · (t - h) (t + h): one pass, and 0 where the factor is.
+    """
+    half = (form.v - form.u) / 2
+    x = x.clamp_(min=half)
+    less = x.new_full((len(x), 1), -form.factor * half * half)
+    exponents = torch.addcmul(less if largest is None else less - largest, x, x, value=form.factor, out=out)
+    return exponents, x.sub_(half)
+
+
+def add_tile(
+    running: Running,
+    form: Form,
+    x: Tensor,
+    near: Tensor | None,
+    given: Tensor | None,
+    rows: Tensor,
+    fixed: bool,
+) -> Tensor:
     """Add a tile to the sums, and return the weights of its pairs (b, c), which may be `x` itself.
 
     Args:
         running: changed in place, but for its gradients, which are only brought to the new scale.
         form: what is summed.
         x: (b, c) values of the form, less `running.first` where that is fixed; what does not count is -inf.
-        given: (b, 1) sums of the other walk, where the form looks at them.
+        near: (b, c) factors of the pairs' weights, where the form has some.
+        given: (b, 1) sums of the other walk, where a pull looks at them.
         rows: (c,) the rows of the memory.
         fixed: `running.first` stands for the largest exponent, whatever the tile has.
     """
@@ -70,15 +108,14 @@ def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows
         running.second += weights.sum(1, keepdim=True)
         return weights
     if form.sums == "best":
-        if given is not None:
-            x.masked_fill_(x >= given, -torch.inf)
         if x.is_cuda:
             value, place = x.max(1, keepdim=True)
             better = ~(value <= running.first)  # NaN is better: it is seen
             running.first = value.where(better, running.first)
             running.second = rows[place].where(better, running.second)
         else:  # few anchors find a better one in a later tile, and the greatest value alone is found much faster
-            better = (~(x.amax(1, keepdim=True) <= running.first)).flatten().nonzero().flatten()
+            least = running.first.clamp(min=torch.finfo(x.dtype).min / 2)  # what is as low as numbers go is no value
+            better = (~(x.amax(1, keepdim=True) <= least)).flatten().nonzero().flatten()
             running.first[better], place = x[better].max(1, keepdim=True)
             running.second[better] = rows[place]
         return x
@@ -96,9 +133,6 @@ def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows
         running.first += x.where(kept, 0.0).sum(1, keepdim=True)
         running.second += kept.sum(1, keepdim=True)
         return kept.to(x.dtype)
-    near = None
-    if form.sums == "circle":
-        x, near = _circle(form, x)
     if not fixed:
         higher = torch.maximum(running.first, x.amax(1, keepdim=True))
         # Where nothing counted so far, 0 stands for the largest exponent.
@@ -114,7 +148,15 @@ def add_tile(running: Running, form: Form, x: Tensor, given: Tensor | None, rows
     return weights if near is None else weights.mul_(near)
 
 
-def weights_at_end(form: Form, x: Tensor, largest: Tensor, best: Tensor, given: Tensor | None, rows: Tensor) -> Tensor:
+def weights_at_end(
+    form: Form,
+    x: Tensor,
+    near: Tensor | None,
+    largest: Tensor,
+    best: Tensor,
+    given: Tensor | None,
+    rows: Tensor,
+) -> Tensor:
     """Return the weights of a tile as `add_tile`, from the sums of the whole memory (`first`, `second`)."""
     if form.sums == "margin":
         return x.clamp_(min=0).sign_()
@@ -125,15 +167,5 @@ def weights_at_end(form: Form, x: Tensor, largest: Tensor, best: Tensor, given: 
         return (given - x).sigmoid().where(x != -torch.inf, 0.0)
     if form.sums == "mean":
         return (x != -torch.inf).to(x.dtype)
-    near = None
-    if form.sums == "circle":
-        x, near = _circle(form, x)
     weights = x.sub_(largest.where(largest != -torch.inf, 0.0)).exp_()
     return weights if near is None else weights.mul_(near)
-
-
-def _circle(form: Form, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return exponents, in place of `x`, and weights of pairs; -inf stays -inf, with weight 0."""
-    out = x == -torch.inf
-    near = (x + form.u).clamp_(min=0)
-    return x.add_(form.v).mul_(near).mul_(form.factor).masked_fill_(out, -torch.inf), near
