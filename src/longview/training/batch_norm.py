@@ -15,6 +15,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x normalised, mean (C,), variance (C,) and number (1,) of all ranks' rows, the last three float64."""
         over = [0, *range(2, x.dim())]
         number = x.numel() / x.shape[1]
         # In float64, where a mean far from 0 costs the variance no digits.
@@ -43,7 +44,10 @@ class AllRanksBatchNorm(nn.SyncBatchNorm):
     """torch's on a GPU; the same on a CPU, where torch has none."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return (B, C, …) normalised; all ranks must call it in training, and run backward."""
+        """Return (B, C, …) normalised by the mean and variance of all ranks' rows, in evaluation by the running ones.
+
+        In training every rank must call it, with rows of its own, and run backward: both passes sum over the ranks.
+        """
         if input.device.type != "cpu" or not self.training or ranks()[0] == 1:
             return super().forward(input)
         normal: Tensor

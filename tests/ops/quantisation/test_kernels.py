@@ -27,7 +27,7 @@ needs_hopper = pytest.mark.skipif(
 )
 
 
-def _assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+def assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     values, scale = found[0].float().cpu(), found[1].cpu()
     torch.testing.assert_close(scale, expected[1].float(), rtol=1e-5, atol=0)
     off = values != expected[0].float()
@@ -52,7 +52,7 @@ class TestRows:
 
         z, gamma, beta = normal(37, 48) + 2, normal(48, seed=1), normal(48, seed=2)
         found = triton_rows.normalise_quantise(*(x.to(DEVICE) for x in (z, gamma, beta)), 1e-6)
-        _assert_close(found[:2], reference.normalise_quantise(z, gamma, beta, 1e-6))
+        assert_close(found[:2], reference.normalise_quantise(z, gamma, beta, 1e-6))
         torch.testing.assert_close(found[2][0].cpu(), z.mean(1))
 
     @pytest.mark.parametrize("groups", [1, 3])
@@ -66,7 +66,7 @@ class TestRows:
         on_device[1] = on_device[1][:, :48]
         found = triton_rows.gate_quantise(*on_device, groups, 1e-6, rate, torch.tensor([99]).to(DEVICE))
         mask = dropout_mask(99, 21, 48, rate).float()
-        _assert_close(found[:2], reference.gate_quantise(a, u[:, :48], gamma, beta, groups, 1e-6, mask))
+        assert_close(found[:2], reference.gate_quantise(a, u[:, :48], gamma, beta, groups, 1e-6, mask))
 
     @needs_hopper
     def test_a_row_that_is_not_finite_makes_a_row_of_nan(self) -> None:
