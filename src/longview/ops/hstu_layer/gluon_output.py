@@ -19,15 +19,9 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from longview.ops.hstu_layer.gluon_pipeline import await_kernel_before, barriers, described, leave, type_of
+from longview.ops.hstu_layer.gluon_pipeline import await_kernel_before, barriers, described, leave, multiply, type_of
 from longview.ops.hstu_layer.tiling import BLOCK, IN_OUTPUT, Staying, processors, stages_for
 
 MULTIPLYING, FILLING = 240, 24  # registers of a thread, see gluon_project.py
@@ -43,7 +37,7 @@ def walk_of(T, BM: gl.constexpr, COLUMNS: gl.constexpr):
 @gluon.jit
 def fill(gated, w, weights, rows, ring, T, COLUMNS: gl.constexpr):
     """Fetch the weights once and every tile's rows into a ring."""
-    there, full, empty = ring
+    there, _, full, empty = ring
     CHUNKS: gl.constexpr = weights.shape[0]
     BN: gl.constexpr = weights.shape[1]
     BK: gl.constexpr = weights.shape[2]
@@ -81,29 +75,6 @@ def fetch_residual(z, leaving, arrived, free, T, COLUMNS: gl.constexpr):
 
 
 @gluon.jit
-def multiply(rows, weights, ring, turn, tile, layout: gl.constexpr):
-    """Return a tile (BM, BN) of rows @ weights.T once it is its turn; `tile` counts the tiles of this program."""
-    there, full, empty = ring
-    CHUNKS: gl.constexpr = weights.shape[0]
-    STAGES: gl.constexpr = rows.shape[0]
-    BM: gl.constexpr = rows.shape[1]
-    BN: gl.constexpr = weights.shape[1]
-    gl.static_assert(CHUNKS % STAGES == 0 and STAGES > 2)  # one is multiplied, one given back, one filled
-    acc = gl.zeros((BM, BN), gl.float32, layout)
-    mbarrier.wait(turn.index(0), (tile + 1) & 1)
-    for k in range(CHUNKS):
-        mbarrier.wait(there.index(k), 0)
-        mbarrier.wait(full.index(k % STAGES), (tile * (CHUNKS // STAGES) + k // STAGES) & 1)
-        acc = warpgroup_mma(rows.index(k % STAGES), weights.index(k).permute((1, 0)), acc, use_acc=k > 0, is_async=True)
-        acc = warpgroup_mma_wait(1, deps=(acc,))  # the product of the chunk before is done
-        mbarrier.arrive(empty.index((k + STAGES - 1) % STAGES), count=1, pred=k > 0)
-    mbarrier.arrive(turn.index(0), count=1)
-    acc = warpgroup_mma_wait(0, deps=(acc,))
-    mbarrier.arrive(empty.index(STAGES - 1), count=1)
-    return acc
-
-
-@gluon.jit
 def output_tiles(out, bias, memory, T, FIRST: gl.constexpr, COLUMNS: gl.constexpr):
     """Every second tile, from the FIRST on: product, bias and residual."""
     rows, weights, leaving, ring, turn, free, arrived = memory
@@ -115,7 +86,7 @@ def output_tiles(out, bias, memory, T, FIRST: gl.constexpr, COLUMNS: gl.constexp
     tile = FIRST
     first, end, step = walk_of(T, BM, COLUMNS)
     for block in range(first + FIRST * step, end, 2 * step):
-        acc = multiply(rows, weights, ring, turn, tile, layout)
+        acc = multiply(rows, weights, ring, turn, tile, 0, False, layout, ROWS_STAY=False)
         acc += gl.expand_dims(gl.load(bias + n + gl.arange(0, BN, gl.SliceLayout(0, layout))).to(gl.float32), 0)
         place = tile % LEAVING
         # The tile before has left this place: else the arrival of its residual could be taken for that of this.
@@ -141,7 +112,8 @@ def output_staying_kernel(
     rows = gl.allocate_shared_memory(gated.dtype, [STAGES, BM, gated.block_type.shape[1]], gated.layout)
     weights = gl.allocate_shared_memory(w.dtype, [CHUNKS, BN, w.block_type.shape[1]], w.layout)
     leaving = gl.allocate_shared_memory(out.dtype, [LEAVING, BM, BN], out.layout)
-    ring = (barriers(CHUNKS, 1), barriers(STAGES, 1), barriers(STAGES, 1))
+    there = barriers(CHUNKS, 1)
+    ring = (there, there, barriers(STAGES, 1), barriers(STAGES, 1))  # weights that stay are never given back
     turn, free, arrived = barriers(1, 1), barriers(LEAVING, 1), barriers(LEAVING, 1)
     fence_async_shared()
     await_kernel_before()

@@ -72,30 +72,34 @@ def fill(x, w, rows, weights, ring, T, N: gl.constexpr, PARTS: gl.constexpr):
 
 
 @gluon.jit
-def multiply(rows, weights, ring, turn, tile, which, last, layout: gl.constexpr):
+def multiply(rows, weights, ring, turn, tile, which, last, layout: gl.constexpr, ROWS_STAY: gl.constexpr = True):
     """Return a tile (BM, BN) of rows @ weights.T once it is its turn.
 
-    `tile` counts the tiles of this program, `which` its items; `last`: the caller will not use these rows again.
+    `tile` counts the tiles of this program, `which` what has stayed: its items, or 0 where weights do, for good. `last`:
+    the caller will not use rows that stay again.
     """
-    rows_full, rows_empty, full, empty = ring
-    CHUNKS: gl.constexpr = rows.shape[0]
-    STAGES: gl.constexpr = weights.shape[0]
+    here, given_back, full, empty = ring
+    CHUNKS: gl.constexpr = rows.shape[0] if ROWS_STAY else weights.shape[0]
+    STAGES: gl.constexpr = weights.shape[0] if ROWS_STAY else rows.shape[0]
     BM: gl.constexpr = rows.shape[1]
     BN: gl.constexpr = weights.shape[1]
     gl.static_assert(CHUNKS % STAGES == 0 and STAGES > 2)  # one is multiplied, one given back, one filled
     acc = gl.zeros((BM, BN), gl.float32, layout)
     mbarrier.wait(turn.index(0), (tile + 1) & 1)
     for k in range(CHUNKS):
-        mbarrier.wait(rows_full.index(k), which & 1)
+        mbarrier.wait(here.index(k), which & 1)
         mbarrier.wait(full.index(k % STAGES), (tile * (CHUNKS // STAGES) + k // STAGES) & 1)
-        acc = warpgroup_mma(rows.index(k), weights.index(k % STAGES).permute((1, 0)), acc, use_acc=k > 0, is_async=True)
+        row, weight = (k, k % STAGES) if ROWS_STAY else (k % STAGES, k)
+        acc = warpgroup_mma(rows.index(row), weights.index(weight).permute((1, 0)), acc, use_acc=k > 0, is_async=True)
         acc = warpgroup_mma_wait(1, deps=(acc,))  # the product of the chunk before is done
         mbarrier.arrive(empty.index((k + STAGES - 1) % STAGES), count=1, pred=k > 0)
-        mbarrier.arrive(rows_empty.index(gl.maximum(k - 1, 0)), count=1, pred=last & (k > 0))
+        if ROWS_STAY:
+            mbarrier.arrive(given_back.index(gl.maximum(k - 1, 0)), count=1, pred=last & (k > 0))
     mbarrier.arrive(turn.index(0), count=1)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     mbarrier.arrive(empty.index(STAGES - 1), count=1)
-    mbarrier.arrive(rows_empty.index(CHUNKS - 1), count=1, pred=last)
+    if ROWS_STAY:
+        mbarrier.arrive(given_back.index(CHUNKS - 1), count=1, pred=last)
     return acc
 
 
