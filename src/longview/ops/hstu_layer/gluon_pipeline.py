@@ -75,8 +75,8 @@ def fill(x, w, rows, weights, ring, T, N: gl.constexpr, PARTS: gl.constexpr):
 def multiply(rows, weights, ring, turn, tile, which, last, layout: gl.constexpr, ROWS_STAY: gl.constexpr = True):
     """Return a tile (BM, BN) of rows @ weights.T once it is its turn.
 
-    `tile` counts the tiles of this program, `which` what has stayed: its items, or 0 where weights do, for good. `last`:
-    the caller will not use rows that stay again.
+    `tile` counts the tiles of this program, `which` what has stayed: its items, or 0 where weights do, for good.
+    `last`: the caller will not use rows that stay again.
     """
     here, given_back, full, empty = ring
     CHUNKS: gl.constexpr = rows.shape[0] if ROWS_STAY else weights.shape[0]
