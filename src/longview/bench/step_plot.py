@@ -40,7 +40,10 @@ def draw_steps(path: Path, result: Mapping[str, Any]) -> None:
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, length in zip(panels, lengths, strict=True):
         _panel(axes, result, length)
-    panels[-1].legend(frameon=False, fontsize=8)
+    handles, families = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, families, loc="outside lower center", ncols=len(families), frameon=False, fontsize=8, labelcolor=INK
+    )
     title = f"A training step on one {result['environment']['accelerator']}: nanoseconds a token"
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, color=INK, fontweight="bold")
     with atomic_file(path) as work:
@@ -72,7 +75,7 @@ def _panel(axes: Any, result: Mapping[str, Any], length: int) -> None:
         axes.spines[side].set_color(GRID)
     axes.tick_params(colors=MUTED, length=0, labelsize=8)
     axes.set_xticks([at for at, _ in labels], [label for _, label in labels])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0, top=1.06 * axes.get_ylim()[1])  # room for the numbers over the bars
     axes.set_title(f"sequences of {length:,} tokens", loc="left", fontsize=10, color=INK)
 
 
