@@ -2,13 +2,19 @@
 """The memory losses on a GPU: what the kernels of `triton_match`, `triton_walk` and `triton_finish` are launched with.
 
 Losses and gradients are made together in the forward pass; the backward pass multiplies. Bits do not depend on the
-run: every sum has one order, splits are joined in theirs, and nothing is added atomically.
+run: every sum has one order, and splits are joined in theirs.
+
+A memory that is only mapped (moment matching) is read as it is stored, and the map is applied to the anchors. One whose
+rows are divided by their norms as well is written out as it is seen, `SEEN_BYTES` at a time, and read like any other:
+that takes less time than to divide every similarity. Only the positives, which are few, are still read as stored where
+one piece does not hold all rows.
 
 Shapes: b anchors, m rows of the memory, d width, S splits.
 """
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,6 +35,7 @@ PARTIALS = 14 << 20  # bytes of partial gradients of all splits together, or as 
 LEAST_SPLITS = 12
 POSITIVE_SPLITS = 8
 PREPARED = 16  # anchors that a program prepares
+SEEN_BYTES = 64 << 20  # of the memory's rows that are held as they are seen, once they are divided by their norms
 
 
 class FusedMemoryLoss(torch.autograd.Function):
@@ -103,8 +110,7 @@ class _Problem:
         self.sizes = {"WIDTH": self.width, "PADDED": padded}
         self.blocks = -(-self.n // self.tile.rows)
         self.blocks_per_bit = -(-self.blocks // triton_match.BITS)
-        self.affine, self.norm = view.scale is not None, view.renormalise
-        self.twice = self.norm and plan.negatives.sums == "margin"  # as `walk_all` reads the norms
+        self.mapped, self.divided = view.scale is not None, view.renormalise
         self.ids, self.rows_out = pairs.own_ids is not None, pairs.own_positions is not None
         self.scale = self.shift = self.embeddings
         if view.scale is not None and view.shift is not None:
@@ -115,9 +121,17 @@ class _Problem:
         while self.segment * triton_match.SEGMENTS < self.m:
             self.segment *= 2
         self.segments, self.tiles = max(1, -(-self.m // self.segment)), -(-self.m // self.tile.items)
+        each = SEEN_BYTES // (self.width * self.memory.element_size() * self.tile.items)
+        self.per_piece = max(1, min(each, self.tiles) if self.divided else self.tiles)  # tiles
+        self.held = min(self.m, self.per_piece * self.tile.items) * self.divided
+        # Where all rows are held as they are seen, nothing is left to the walks.
+        whole = self.divided and self.held == self.m
+        self.affine, self.norm = self.mapped and not whole, self.divided and not whole
         self._allocate()
         self._prepare()
         self._match()
+        if whole:
+            self.memory = self.seen
 
     def _allocate(self) -> None:
         """Make the buffers of what is prepared: few allocations, because each costs as much as a small kernel."""
@@ -127,12 +141,12 @@ class _Problem:
          self.counts) = self._buffers(torch.int32, small)  # fmt: skip
         large = (n, n * ids, n * self.rows_out, self.tiles, self.segments)
         *self.ordered, self.words, self.segment_words = self._buffers(torch.int64, large)
-        # Norms of whole tiles, and of as many rows as the programs that make them take together.
         self.norms = max(1, triton_match.NORM_VALUES // self.sizes["PADDED"])
-        unit = max(self.norms, self.tile.items)
-        self.normed = -(-m // unit) * unit * self.norm
-        self.constants, self.inverses = self._buffers(torch.float32, (n * self.affine, self.normed * (1 + self.twice)))
-        self.queries = self.memory.new_empty((n, self.width))
+        self.constants, self.inverses = self._buffers(torch.float32, (n * self.affine, m * self.divided))
+        self.queries = self.plain = self.memory.new_empty((n, self.width))
+        if self.norm and self.affine:
+            self.plain = torch.empty_like(self.queries)
+        self.seen = self.memory.new_empty((self.held, self.width)) if self.divided else self.memory
 
     def _prepare(self) -> None:
         """Sort the anchors, and make their queries and codes."""
@@ -142,14 +156,14 @@ class _Problem:
             triton_match.prepare_anchors, (-(-self.n // PREPARED), 1),
             (self.name, alignment(labels), alignment(ids), alignment(rows)),
             (self.embeddings, labels, ids, rows, self.scale, self.shift, *self.ordered, self.order,
-             self.queries, self.constants, self.own_codes, self.ends, self.own_ids, self.own_rows, self.n),
-            {"IDS": self.ids, "ROWS_OUT": self.rows_out, "AFFINE": self.affine, "COLUMNS": triton_match.COLUMNS,
-             "ROWS": PREPARED, **self.sizes},
+             self.queries, self.plain, self.constants, self.own_codes, self.ends, self.own_ids, self.own_rows, self.n),
+            {"IDS": self.ids, "ROWS_OUT": self.rows_out, "AFFINE": self.affine, "NORM": self.norm,
+             "COLUMNS": triton_match.COLUMNS, "ROWS": PREPARED, **self.sizes},
         )  # fmt: skip
 
     def _match(self) -> None:
-        """Make the codes of the memory's rows, the lists of possible positives, the words of tiles and segments, and
-        with norms 1 / the norms of the rows as they are seen.
+        """Make the codes of the memory's rows, the lists of possible positives, the words of tiles and segments; where
+        rows are divided by their norms, 1 / these, and the first rows as they are seen, as many as are held.
         """
         pairs, m = self.pairs, self.m
         # The interpreter of the tests takes its time for every row of a block.
@@ -158,21 +172,22 @@ class _Problem:
         ids = labels if pairs.reference_ids is None else pairs.reference_ids.contiguous()
         taken = labels if mask is None else mask.contiguous().view(torch.uint8)
         launch(
-            triton_match.match_rows, (self.segments + self.normed // self.norms, 1),
+            triton_match.match_rows, (self.segments + -(-m // self.norms) * self.divided, 1),
             (self.name, alignment(labels), alignment(ids), alignment(taken)),
             (labels, ids, taken, *self.ordered, self.ends, self.codes, self.row_ids, self.rows, self.counts,
-             self.words, self.segment_words, self.memory, self.scale, self.shift, self.inverses,
-             m, self.n, self.blocks_per_bit * self.tile.rows, self.segments),
+             self.words, self.segment_words, self.memory, self.scale, self.shift, self.inverses, self.seen,
+             m, self.n, self.blocks_per_bit * self.tile.rows, self.segments, self.held),
             {"IDS": self.ids, "ROWS_OUT": self.rows_out, "MASKED": mask is not None,
-             "AFFINE": self.affine, "NORM": self.norm, "STEPS": self.n.bit_length(),
+             "AFFINE": self.mapped, "NORM": self.divided, "STEPS": self.n.bit_length(),
              "SEGMENT": self.segment, "BLOCK": block, "ITEMS": self.tile.items, "NORMS": self.norms,
-             "TWICE": self.twice, **self.sizes},
+             **self.sizes},
+            maxnreg=triton_match.REGISTERS,
         )  # fmt: skip
 
     def solve(self, plan: Plan, reduction: str, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Return the losses (n,) float32 and the gradients of the anchors (n, d), divided as `reduction` says."""
         apart = reduction == "apart"
-        # Without norms the number of pairs over a margin is the sum of their weights, which is needed anyway.
+        # The number of pairs over a margin is also the sum of their weights, but for a memory's positives with norms.
         walk = partial(self._walk, gradient=gradient, count=apart or not self.norm)
         if plan.positives_first:
             positives = walk(plan.positives, None, 1)
@@ -210,21 +225,39 @@ class _Problem:
         less = form.sums == "best" and not gather and given is not None
         before = walk if given is None else given
         powers = form.sums in ("power", "circle") and not gather
-        for redo in (False, True) if powers else (False,):
+        wrongs = self.order.new_empty(splits * self.blocks) if powers else self.order
+        seen = self.norm and not gather
+        pieces = range(0, max(1, self.tiles), self.per_piece) if seen else range(1)
+        queries, memory = (self.plain, self.seen) if seen else (self.queries, self.memory)
+        for redo, piece in itertools.product((False, True) if powers else (False,), pieces):
+            if len(pieces) > 1 and (redo or piece > 0):
+                self._copy(piece, wrongs, redo)
             launch(
                 triton_walk.walk, (self.blocks, splits), (self.name, before.second.dtype),
-                (self.queries, self.memory, self.own_codes, self.codes, self.own_ids, self.row_ids, self.own_rows,
+                (queries, memory, self.own_codes, self.codes, self.own_ids, self.row_ids, self.own_rows,
                  self.inverses, self.constants, self.rows, self.counts, self.words, self.segment_words,
-                 before.first, before.second, *walk[1:],
-                 self.n, self.m, each, before.splits, self.blocks_per_bit,
+                 before.first, before.second, *walk[1:], wrongs,
+                 self.n, self.held if seen and piece == 0 else self.m, each, piece, self.per_piece, before.splits,
+                 self.blocks_per_bit,
                  form.factor * LOG2_E, form.u, form.v, float(given_sign)),
                 {"FORM": form.sums, "PAIRS": form.pairs, "SIGN": form.sign, "LESS": less, "GATHER": gather,
-                 "REDO": redo, "IDS": self.ids, "ROWS_OUT": self.rows_out, "AFFINE": self.affine, "NORM": self.norm,
-                 "COUNT": count, "GRAD": gradient, "SEGMENT": self.segment, "ROWS": self.tile.rows,
+                 "REDO": redo, "PIECES": piece > 0, "IDS": self.ids, "ROWS_OUT": self.rows_out,
+                 "AFFINE": self.affine and not seen, "NORM": self.norm and not seen,
+                 "COUNT": count or seen, "GRAD": gradient, "SEGMENT": self.segment, "ROWS": self.tile.rows,
                  "ITEMS": min(self.tile.items, triton_walk.LISTED) if gather else self.tile.items, **self.sizes},
                 **triton_walk.options(self.tile, self.per_processor, gather),
             )  # fmt: skip
         return walk
+
+    def _copy(self, piece: int, wrongs: Tensor, redo: bool) -> None:
+        """Hold the rows from tile `piece` on as they are seen."""
+        first = piece * self.tile.items
+        held = min(self.held, self.m - first)
+        launch(
+            triton_match.copy_rows, (-(-held // self.norms), 1), self.name,
+            (self.memory, self.scale, self.shift, self.seen, wrongs, self.m, first, held, len(wrongs)),
+            {"AFFINE": self.mapped, "REDO": redo, "NORMS": self.norms, **self.sizes},
+        )  # fmt: skip
 
     def _splits(self, gather: bool, gradient: bool) -> tuple[int, int]:
         """Return (splits, rows of the memory a split): enough to fill the device, within the bytes of PARTIALS."""
@@ -233,7 +266,7 @@ class _Problem:
         wanted = max(1, min(PROCESSORS * self.per_processor // self.blocks, most - 2))
         if gather:
             wanted = min(POSITIVE_SPLITS, most - wanted)
-        pieces = max(1, -(-self.m // unit))
+        pieces = max(1, -(-self.m // unit)) if gather else max(1, self.per_piece)
         each = -(-pieces // wanted)
         return -(-pieces // each), each * unit
 

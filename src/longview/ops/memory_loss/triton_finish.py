@@ -83,7 +83,8 @@ def finish(
 ):  # fmt: skip
     """Write the losses (n,) and `weight` times their gradients (n, d), in the order the anchors came in.
 
-    `sign` turns a positive's x into its similarity; `order` (n,) says where the anchors are from.
+    `sign` turns a positive's x into its similarity; `order` (n,) says where the anchors are from. Positives are summed
+    as they are stored, and with NORM negatives as they are seen.
     """
     row, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * DIMS + tl.arange(0, DIMS)
     POSITIVE_POWERS: tl.constexpr = KIND == "multi-similarity" or KIND == "circle"
@@ -147,13 +148,18 @@ def finish(
         else:
             pull_rd = summed(pos_grad, pos_first, top_p, row, dims, n, positive_splits, POSITIVE_POWERS, WIDTH)
             push_rd = summed(neg_grad, neg_first, top_n, row, dims, n, negative_splits, NEGATIVE_POWERS, WIDTH)
-            grad_rd = a_r[:, None] * pull_rd + b_r[:, None] * push_rd
+            grad_rd = a_r[:, None] * pull_rd
+            if not NORM:
+                grad_rd += b_r[:, None] * push_rd
             if AFFINE:
                 mass_r = a_r * mass_of(pos_mass, pos_first, top_p, row, n, positive_splits, POSITIVE_POWERS)
-                mass_r += b_r * mass_of(neg_mass, neg_first, top_n, row, n, negative_splits, NEGATIVE_POWERS)
+                if not NORM:
+                    mass_r += b_r * mass_of(neg_mass, neg_first, top_n, row, n, negative_splits, NEGATIVE_POWERS)
         if AFFINE:
             scale_d = tl.load(scale + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
             shift_d = tl.load(shift + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
             grad_rd = grad_rd * scale_d[None, :] + mass_r[:, None] * shift_d[None, :]
+        if NORM and KIND != "triplet":  # of rows as they are seen
+            grad_rd += b_r[:, None] * push_rd
         place = grads + source[:, None] * WIDTH + dims[None, :]
         tl.store(place, (grad_rd * weight).to(grads.dtype.element_ty), mask=inside)

@@ -17,12 +17,12 @@ from longview.ops.softmax_loss.triton_tile import load_some_rows, store_rows
 
 BLOCK = 1024  # rows of the memory that are matched at a time, and the least of a segment
 SEGMENTS = 96  # about as many segments, each with a list of its possible positives
+REGISTERS = 128  # of a thread of `match_rows`; with the compiler's own limit some values spill
 COLUMNS = 256  # anchors that are compared at a time
 BITS = 64
-NORM_VALUES = 8192  # of the memory, whose norms a program makes
+NORM_VALUES = 4096  # of the memory, which a program divides by their norms
 ABSENT = tl.constexpr(-1)  # the code of a label that no anchor has
 LEFT_OUT = tl.constexpr(-2)  # the code of a row that takes no part
-LARGE = tl.constexpr(2.0**80)  # times the least that a similarity is over a margin, more than any 1 / norm
 TINY = tl.constexpr(1e-24)  # least square of a norm that a row is divided by
 
 
@@ -111,13 +111,10 @@ def match_segment(
 
 
 @triton.jit
-def row_norms(
-    row, memory, scale, shift, inverses, m,
-    AFFINE: tl.constexpr, TWICE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """Write 1 / |row * scale + shift| of some rows of the memory, and something finite past its end.
+def seen_rows(row, m, memory, scale, shift, AFFINE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Return some rows of the memory as they are seen, row * scale + shift over its norm, and 1 / the norms.
 
-    With TWICE, LARGE times that follows each.
+    Past the memory's end the norms are something finite.
     """
     row_rd = load_some_rows(memory, row, row < m, WIDTH, PADDED).to(tl.float32)
     if AFFINE:
@@ -126,24 +123,20 @@ def row_norms(
         shift_d = tl.load(shift + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
         row_rd = row_rd * scale_d[None, :] + shift_d[None, :]
     inverse_r = 1 / tl.sqrt(tl.maximum(tl.sum(row_rd * row_rd, 1), TINY))
-    if TWICE:
-        place = inverses + row.to(tl.int64) * 2
-        tl.store(place, inverse_r)
-        tl.store(place + 1, inverse_r * LARGE)
-    else:
-        tl.store(inverses + row, inverse_r)
+    return row_rd * inverse_r[:, None], inverse_r
 
 
-@triton.jit(do_not_specialize=["m", "b", "per_bit", "segments"])
+@triton.jit(do_not_specialize=["m", "b", "per_bit", "segments", "held"])
 def match_rows(
     labels, ids, taken, ordered_labels, ordered_ids, ordered_rows, ends,
-    codes, id_codes, rows, counts, words, segment_words, memory, scale, shift, inverses,
-    m, b, per_bit, segments,
+    codes, id_codes, rows, counts, words, segment_words, memory, scale, shift, inverses, seen,
+    m, b, per_bit, segments, held,
     IDS: tl.constexpr, ROWS_OUT: tl.constexpr, MASKED: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr,
     STEPS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr,
-    NORMS: tl.constexpr, TWICE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    NORMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Match a segment, or with NORM make the norms of NORMS rows of the memory.
+    """Match a segment, or with NORM make 1 / the norms of NORMS rows of the memory, and of the first `held` rows
+    `seen`, as they are seen.
 
     Few programs match, and most of the time they wait; so the others read the memory in their shade.
     """
@@ -156,19 +149,38 @@ def match_rows(
         )  # fmt: skip
     elif NORM:
         row = (program - segments) * NORMS + tl.arange(0, NORMS)
-        row_norms(row, memory, scale, shift, inverses, m, AFFINE, TWICE, WIDTH, PADDED)
+        row_rd, inverse_r = seen_rows(row, m, memory, scale, shift, AFFINE, WIDTH, PADDED)
+        tl.store(inverses + row, inverse_r, mask=row < m)
+        store_rows(seen, row, held, row_rd, WIDTH, PADDED)
+
+
+@triton.jit(do_not_specialize=["m", "first", "held", "number"])
+def copy_rows(
+    memory, scale, shift, seen, wrongs, m, first, held, number,
+    AFFINE: tl.constexpr, REDO: tl.constexpr, NORMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Write `held` rows of the memory from `first` on as they are seen; with REDO where a walk is done again."""
+    row = tl.program_id(0) * NORMS + tl.arange(0, NORMS)
+    if REDO:
+        some = 0
+        for start in tl.range(0, number, 128):
+            place = start + tl.arange(0, 128)
+            some = tl.maximum(some, tl.max(tl.load(wrongs + place, mask=place < number, other=0), 0))
+        held = tl.where(some != 0, held, 0)
+    row_rd, _ = seen_rows(first + row, first + held, memory, scale, shift, AFFINE, WIDTH, PADDED)
+    store_rows(seen, row, held, row_rd, WIDTH, PADDED)
 
 
 @triton.jit(do_not_specialize=["b"])
 def prepare_anchors(
     embeddings, labels, ids, own_rows, scale, shift,
-    ordered_labels, ordered_ids, ordered_rows, order, queries, constants, codes, ends, id_codes, rows,
+    ordered_labels, ordered_ids, ordered_rows, order, queries, plain, constants, codes, ends, id_codes, rows,
     b,
-    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, COLUMNS: tl.constexpr,
+    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Sort the anchors by label: write where each is from, its code, its embedding times `scale` and the product with
-    `shift`; and their labels, ids and rows of the memory, each in its own order.
+    `shift`, with NORM the `plain` embedding; and their labels, ids and rows of the memory, each in its own order.
     """
     source = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     label = tl.load(labels + source, mask=source < b, other=0)
@@ -190,6 +202,8 @@ def prepare_anchors(
         tl.store(rows + row, own_row.to(tl.int32), mask=row < b)
     query_rd = load_some_rows(embeddings, source, source < b, WIDTH, PADDED).to(tl.float32)
     if AFFINE:
+        if NORM:
+            store_rows(plain, row, b, query_rd, WIDTH, PADDED)
         dims = tl.arange(0, PADDED)
         shift_d = tl.load(shift + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
         tl.store(constants + row, tl.sum(query_rd * shift_d[None, :], 1), mask=row < b)

@@ -7,7 +7,15 @@ from typing import Any
 
 from longview.ops.memory_loss.triton_finish import DIMS, finish
 from longview.ops.memory_loss.triton_finish import ROWS as FINISHED
-from longview.ops.memory_loss.triton_match import BLOCK, COLUMNS, NORM_VALUES, match_rows, prepare_anchors
+from longview.ops.memory_loss.triton_match import (
+    BLOCK,
+    COLUMNS,
+    NORM_VALUES,
+    REGISTERS,
+    copy_rows,
+    match_rows,
+    prepare_anchors,
+)
 from longview.ops.memory_loss.triton_walk import LISTED, TILES, options, walk
 
 Shipped = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]
@@ -30,12 +38,13 @@ POINTERS = {
     "queries": "*bf16", "memory": "*bf16", "words": "*i64", "segment_words": "*i64", "labels": "*i64", "taken": "*u8",
     "ordered_labels": "*i64", "ordered_ids": "*i64", "ordered_rows": "*i64", "own_codes": "*i32", "codes": "*i32",
     "id_codes": "*i32", "rows": "*i32", "counts": "*i32", "ends": "*i32", "order": "*i32",
+    "wrongs": "*i32", "seen": "*bf16", "plain": "*bf16",
 }  # fmt: skip
 IN_WALK = {"own_ids": "*i32", "ids": "*i32", "own_rows": "*i32"}  # codes there, and what they stand for before
 BEFORE = {"own_ids": "*i64", "ids": "*i64", "own_rows": "*i64"}
 NUMBERS = ("factor", "u", "v", "given_sign", "rate_p", "rate_n", "margin", "sign", "weight")
-COUNTS = ("n", "m", "b", "per_split", "given_splits", "blocks_per_bit", "per_bit", "segments", "positive_splits",
-          "negative_splits")  # fmt: skip
+COUNTS = ("n", "m", "b", "per_split", "piece", "per_piece", "first", "held", "number", "given_splits",
+          "blocks_per_bit", "per_bit", "segments", "positive_splits", "negative_splits")  # fmt: skip
 
 
 def shipped() -> list[Shipped]:
@@ -47,25 +56,38 @@ def _shipped() -> Iterator[Shipped]:
     for view in (False, True):
         for width in TILES:
             yield from (of_walk(form, width, view) for form in FORMS if width == 128 or form in EVERYWHERE)
+            if view:
+                yield from (of_walk(form, width, view, piece=True) for form in EVERYWHERE if form[1] != "positive")
         yield from (of_finish(kind, 128, view) for kind in KINDS)
         yield from (of_match(width, view) for width in (128, 512))
         yield of_anchors(128, view)
+    yield from (of_copy(width) for width in (128, 512))
 
 
-def of_walk(form: tuple[str, str, int], width: int, view: bool) -> Shipped:
-    """Return a walk over a memory as it is, or with `view` with moment matching and norms."""
+def of_walk(form: tuple[str, str, int], width: int, view: bool, piece: bool = False) -> Shipped:
+    """Return a walk over a memory as it is; with `view` with moment matching, and over positives with norms, too; with
+    `piece` over a piece of rows as they are seen.
+    """
     sums, pairs, sign = form
     tile, per_processor = TILES[width]
     best, gather = sums == "best", pairs == "positive"
     constants = {
         "FORM": sums, "PAIRS": pairs, "SIGN": sign, "LESS": best and not gather, "GATHER": gather, "REDO": False,
-        "IDS": False, "ROWS_OUT": False, "AFFINE": view, "NORM": view, "COUNT": not view, "GRAD": not best,
+        "PIECES": piece, "IDS": False, "ROWS_OUT": False, "AFFINE": view and not piece, "NORM": view and gather,
+        "COUNT": not (view and gather), "GRAD": not best,
         "SEGMENT": BLOCK, "ROWS": tile.rows, "ITEMS": min(tile.items, LISTED) if gather else tile.items,
         "WIDTH": width, "PADDED": width,
     }  # fmt: skip
     rows = {"seconds_Sn": "*i32", "given_second": "*i32"} if best else {}
     named = {**IN_WALK, **rows}
-    return _one(f"walk {sums} {pairs}", walk, constants, named, options(tile, per_processor, gather))
+    return _one(
+        f"{'piece, ' if piece else ''}walk {sums} {pairs}",
+        view,
+        walk,
+        constants,
+        named,
+        options(tile, per_processor, gather),
+    )
 
 
 def of_finish(kind: str, width: int, view: bool) -> Shipped:
@@ -75,7 +97,7 @@ def of_finish(kind: str, width: int, view: bool) -> Shipped:
         "ROWS": FINISHED, "DIMS": min(DIMS, width), "WIDTH": width,
     }  # fmt: skip
     rows = {"pos_second": "*i32", "neg_second": "*i32"} if kind == "triplet" else {}
-    return _one(f"finish {kind}", finish, constants, rows)
+    return _one(f"finish {kind}", view, finish, constants, rows)
 
 
 def of_match(width: int, view: bool) -> Shipped:
@@ -83,22 +105,33 @@ def of_match(width: int, view: bool) -> Shipped:
     constants = {
         "IDS": False, "ROWS_OUT": False, "MASKED": False, "AFFINE": view, "NORM": view, "STEPS": 9,
         "SEGMENT": 4 * BLOCK, "BLOCK": BLOCK, "ITEMS": TILES[width][0].items, "NORMS": NORM_VALUES // width,
-        "TWICE": view, "WIDTH": width, "PADDED": width,
+        "WIDTH": width, "PADDED": width,
     }  # fmt: skip
-    return _one("match", match_rows, constants, BEFORE)
+    return _one("match", view, match_rows, constants, BEFORE, {"maxnreg": REGISTERS})
+
+
+def of_copy(width: int) -> Shipped:
+    """Return the kernel that makes a piece of rows as they are seen."""
+    constants = {"AFFINE": True, "REDO": True, "NORMS": NORM_VALUES // width, "WIDTH": width, "PADDED": width}
+    return _one("copy", True, copy_rows, constants, {})
 
 
 def of_anchors(width: int, view: bool) -> Shipped:
     """Return the kernel that sorts the anchors."""
-    constants = {"IDS": False, "ROWS_OUT": False, "AFFINE": view, "COLUMNS": COLUMNS, "ROWS": 16, "WIDTH": width,
-                 "PADDED": width}  # fmt: skip
-    return _one("anchors", prepare_anchors, constants, {**BEFORE, "rows": "*i32"})
+    constants = {"IDS": False, "ROWS_OUT": False, "AFFINE": view, "NORM": view, "COLUMNS": COLUMNS, "ROWS": 16,
+                 "WIDTH": width, "PADDED": width}  # fmt: skip
+    return _one("anchors", view, prepare_anchors, constants, {**BEFORE, "rows": "*i32"})
 
 
 def _one(
-    name: str, kernel: Any, constants: dict[str, Any], named: dict[str, str], how: dict[str, int] | None = None
+    name: str,
+    view: bool,
+    kernel: Any,
+    constants: dict[str, Any],
+    named: dict[str, str],
+    how: dict[str, int] | None = None,
 ) -> Shipped:
     types = {**POINTERS, **dict.fromkeys(NUMBERS, "fp32"), **dict.fromkeys(COUNTS, "i32"), **named}
     signature = {argument: types.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants}
-    title = f"{'view, ' if constants['AFFINE'] else ''}{name}, {constants['WIDTH']}"
+    title = f"{'view, ' if view else ''}{name}, {constants['WIDTH']}"
     return title, kernel, signature, constants, how or {}

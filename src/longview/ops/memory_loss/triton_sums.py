@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longview.ops.memory_loss.triton_match import LARGE, LEFT_OUT
+from longview.ops.memory_loss.triton_match import LEFT_OUT
 
 NOTHING = tl.constexpr(-1e30)  # below every exponent, and finite: a difference of two of it is a number
 NO_ROW = tl.constexpr(2147483647)
@@ -61,41 +61,39 @@ def join_best(tops_Sn, rows_Sn, row, n, splits):
 
 @triton.jit
 def margin_sums(
-    x_rc, offset_r, taken_rc, inverse_c, large_c, first_r, second_r, u,
-    NORM: tl.constexpr, SOME: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    x_rc,
+    offset_r,
+    taken_rc,
+    inverse_c,
+    first_r,
+    second_r,
+    u,
+    NORM: tl.constexpr,
+    SOME: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """Return the sums of what is over a margin and of such pairs, with one tile, and the weights of its pairs."""
-    FEW: tl.constexpr = 1.0 if SOME or not NORM else LARGE  # what `over` is in units of
     if NORM:
-        over_rc = x_rc * (inverse_c if SOME else large_c)[None, :] - u * FEW
+        over_rc = x_rc * inverse_c[None, :] - u
     else:
         over_rc = x_rc - (u - offset_r)[:, None]
     if SOME:
         over_rc = tl.where(taken_rc, over_rc, float("-inf"))
     part_rc = tl.maximum(over_rc, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a loss of NaN is seen
-    first_r += tl.sum(part_rc, 1) / FEW
+    first_r += tl.sum(part_rc, 1)
+    weight_rc = tl.where((over_rc <= 0) == 0, 1.0, 0.0)
     if COUNT:
-        one_rc = tl.where((over_rc <= 0) == 0, 1.0, 0.0)
-        second_r += tl.sum(one_rc, 1)
-    if NORM and SOME:
-        weight_rc = tl.where((over_rc <= 0) == 0, inverse_c[None, :], 0.0)
-    elif NORM:  # what is over is more than 1 / norm; the compiler packs comparisons into words, and out again
-        weight_rc = tl.minimum(part_rc, inverse_c[None, :], propagate_nan=tl.PropagateNan.ALL)
-    else:
-        weight_rc = tl.where((over_rc <= 0) == 0, 1.0, 0.0)
+        second_r += tl.sum(weight_rc, 1)
     return first_r, second_r, weight_rc
 
 
 @triton.jit
-def circle_exponents(x_rc, offset_r, taken_rc, factor, u, v, NORM: tl.constexpr, SOME: tl.constexpr):
+def circle_exponents(x_rc, offset_r, taken_rc, factor, u, v, SOME: tl.constexpr):
     """Return the exponents of a circle loss and the factors of its pairs."""
     near_rc = tl.maximum(x_rc + (offset_r + u)[:, None], 0.0)
-    far_rc = tl.maximum(x_rc, NOTHING, propagate_nan=tl.PropagateNan.ALL) if NORM and not SOME else x_rc
-    e_rc = near_rc * (far_rc + (offset_r + v)[:, None]) * factor
+    e_rc = near_rc * (x_rc + (offset_r + v)[:, None]) * factor
     if SOME:
         e_rc = tl.where(taken_rc, e_rc, float("-inf"))
-    elif NORM:  # as below, without comparisons
-        e_rc = tl.minimum(e_rc, x_rc - NOTHING, propagate_nan=tl.PropagateNan.ALL)
     else:
         e_rc = tl.where(x_rc != float("-inf"), e_rc, float("-inf"))
     return e_rc, near_rc
@@ -103,12 +101,12 @@ def circle_exponents(x_rc, offset_r, taken_rc, factor, u, v, NORM: tl.constexpr,
 
 @triton.jit
 def tile_sums(
-    memory_cd, dot_rc, taken_rc, item_c, constant_r, inverse_c, large_c, given_r,
+    memory_cd, dot_rc, taken_rc, item_c, constant_r, inverse_c, given_r,
     first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
     FORM: tl.constexpr, SIGN: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, LESS: tl.constexpr,
     SOME: tl.constexpr, FIXED: tl.constexpr, COUNT: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile to the sums of a form; `inverse` is 1 / norm of the rows, and `large` LARGE times that.
+    """Add one tile to the sums of a form; with NORM `inverse` is 1 / norm of the rows.
 
     With SOME, only pairs of `taken` count; without, all do. With FIXED the first sum of a power stays what it is,
     whatever the largest exponent.
@@ -125,7 +123,7 @@ def tile_sums(
     shrink_r = tl.full(first_r.shape, 1.0, tl.float32)
     if FORM == "margin":
         first_r, second_r, weight_rc = margin_sums(
-            x_rc, offset_r, taken_rc, inverse_c, large_c, first_r, second_r, u, NORM, SOME, COUNT
+            x_rc, offset_r, taken_rc, inverse_c, first_r, second_r, u, NORM, SOME, COUNT
         )
     elif FORM == "power":
         if SOME:
@@ -140,7 +138,7 @@ def tile_sums(
         weight_rc = tl.exp2(x_rc + (base_r - first_r)[:, None])
         second_r += tl.sum(weight_rc, 1)
     elif FORM == "circle":
-        e_rc, near_rc = circle_exponents(x_rc, offset_r, taken_rc, factor, u, v, NORM, SOME)
+        e_rc, near_rc = circle_exponents(x_rc, offset_r, taken_rc, factor, u, v, SOME)
         if FIXED == 0:
             higher_r = tl.maximum(first_r, tl.max(e_rc, 1))
             shrink_r = tl.exp2(first_r - higher_r)
@@ -176,7 +174,7 @@ def tile_sums(
         first_r += tl.sum(tl.where(taken_rc, x_rc, 0.0), 1) + count_r * offset_r
         second_r += count_r
     if GRAD:
-        if NORM and FORM != "margin":
+        if NORM:
             weight_rc *= inverse_c[None, :]
         if AFFINE:
             mass_r = mass_r * shrink_r + tl.sum(weight_rc, 1)

@@ -54,42 +54,50 @@ def options(tile: Tile, per_processor: int, gather: bool) -> dict[str, int]:
 
 
 @triton.jit
-def load_tile(memory, item_c, m, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+def load_tile(memory, item_c, m, first, PIECES: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     """Return rows of the memory as (c, PADDED), the last one where there are no more: they are left out later.
 
-    That takes fewer instructions than a mask for each row.
+    That takes fewer instructions than a mask for each row. With PIECES `memory` begins with row `first`.
     """
     dims = tl.arange(0, PADDED)
-    place = memory + tl.minimum(item_c, m - 1).to(tl.int64)[:, None] * WIDTH + dims[None, :]
+    item_c = tl.minimum(item_c, m - 1)
+    if PIECES:
+        item_c -= first
+    place = memory + item_c.to(tl.int64)[:, None] * WIDTH + dims[None, :]
     if WIDTH < PADDED:
         return tl.load(place, mask=(dims < WIDTH)[None, :], other=0.0)
     return tl.load(place)
 
 
 @triton.jit
+def nothing_yet(row, FORM: tl.constexpr):
+    """Return what the first and the second sum of a form begin with, (r,) each."""
+    first_r = tl.zeros(row.shape, tl.float32)
+    second_r = first_r
+    if FORM == "best":
+        first_r = tl.full(row.shape, float("-inf"), tl.float32)
+        second_r = tl.full(row.shape, NO_ROW, tl.int32)
+    elif FORM == "power" or FORM == "circle":
+        first_r = tl.full(row.shape, NOTHING, tl.float32)
+    return first_r, second_r
+
+
+@triton.jit
 def walk_all(
-    query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
-    constant_r, given_r, first_r, second_r, begin, stop, n, m, blocks_per_bit, factor, u, v,
+    query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, words,
+    constant_r, given_r, first_r, second_r, mass_r, grad_rd, begin, stop, n, m, piece, blocks_per_bit, factor, u, v,
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr, FIXED: tl.constexpr,
-    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr,
+    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, PIECES: tl.constexpr,
     COUNT: tl.constexpr, GRAD: tl.constexpr,
     ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Return the sums over rows `begin` to `stop`; pairs are looked at where the word of their tile says so."""
     third_r = tl.zeros([ROWS], tl.float32)
-    mass_r = tl.zeros([ROWS], tl.float32)
-    grad_rd = tl.zeros([ROWS, PADDED], tl.float32)
     bit = (block // blocks_per_bit).to(tl.int64)
     for tile in tl.range(begin // ITEMS, tl.cdiv(stop, ITEMS)):
         item_c = tile * ITEMS + tl.arange(0, ITEMS)  # a multiple that the compiler sees
         look = (tl.load(words + tile) >> bit) & 1
-        inverse_c, large_c = item_c, item_c
-        if NORM and FORM == "margin":  # in one load of as many values as threads: with fewer, each copies many ahead
-            both = tl.arange(0, ITEMS)[:, None] * 2 + tl.arange(0, 2)[None, :]
-            inverse_c, large_c = tl.split(tl.load(inverses + tile * ITEMS + (tile * ITEMS + both)))
-        elif NORM:
-            inverse_c = tl.load(inverses + tile * ITEMS + tl.arange(0, ITEMS))
-        memory_cd = load_tile(memory, item_c, m, WIDTH, PADDED)
+        memory_cd = load_tile(memory, item_c, m, piece * ITEMS, PIECES, WIDTH, PADDED)
         dot_rc = tl.dot(query_rd, tl.trans(memory_cd), input_precision="ieee")
         if look != 0:
             own_code_r = tl.load(own_codes + row, mask=row < n, other=0)
@@ -100,9 +108,9 @@ def walk_all(
             taken_rc = pairs_of(own_code_r, code_c, own_id_r, id_c, own_row_r, item_c, PAIRS, IDS, ROWS_OUT)
             dot_rc = tl.where(taken_rc, dot_rc, float("-inf"))
         first_r, second_r, third_r, mass_r, grad_rd = tile_sums(
-            memory_cd, dot_rc, dot_rc, item_c, constant_r, inverse_c, large_c, given_r,
+            memory_cd, dot_rc, dot_rc, item_c, constant_r, item_c, given_r,
             first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
-            FORM, SIGN, AFFINE, NORM, LESS, False, FIXED, COUNT, GRAD,
+            FORM, SIGN, AFFINE, False, LESS, False, FIXED, COUNT, GRAD,
         )  # fmt: skip
     return first_r, second_r, third_r, mass_r, grad_rd
 
@@ -110,13 +118,14 @@ def walk_all(
 @triton.jit
 def walk_listed(
     query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, rows, counts, segment_words,
-    constant_r, given_r, first_r, second_r, begin, stop, n, blocks_per_bit, factor, u, v,
+    constant_r, given_r, begin, stop, n, blocks_per_bit, factor, u, v,
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
     IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, COUNT: tl.constexpr,
     GRAD: tl.constexpr, SEGMENT: tl.constexpr,
     ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Return the sums over the rows that are listed for the segments from `begin` to `stop`."""
+    first_r, second_r = nothing_yet(row, FORM)
     third_r = tl.zeros([ROWS], tl.float32)
     mass_r = tl.zeros([ROWS], tl.float32)
     grad_rd = tl.zeros([ROWS, PADDED], tl.float32)
@@ -134,34 +143,100 @@ def walk_listed(
             id_c = tl.load(ids + item_c, mask=at < count, other=LEFT_OUT) if IDS else code_c
             inverse_c = code_c
             if NORM:
-                inverse_c = tl.load(inverses + item_c.to(tl.int64) * (2 if FORM == "margin" else 1))
+                inverse_c = tl.load(inverses + item_c)
             memory_cd = load_some_rows(memory, item_c, at < count, WIDTH, PADDED)
             dot_rc = tl.dot(query_rd, tl.trans(memory_cd), input_precision="ieee")
             taken_rc = pairs_of(own_code_r, code_c, own_id_r, id_c, own_row_r, item_c, PAIRS, IDS, ROWS_OUT)
             first_r, second_r, third_r, mass_r, grad_rd = tile_sums(
-                memory_cd, dot_rc, taken_rc, item_c, constant_r, inverse_c, inverse_c, given_r,
+                memory_cd, dot_rc, taken_rc, item_c, constant_r, inverse_c, given_r,
                 first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
                 FORM, SIGN, AFFINE, NORM, LESS, True, False, COUNT, GRAD,
             )  # fmt: skip
     return first_r, second_r, third_r, mass_r, grad_rd
 
 
-@triton.jit(do_not_specialize=["n", "m", "per_split", "given_splits", "blocks_per_bit"])
+@triton.jit
+def walk_pieces(
+    query_rd, row, block, split, memory, own_codes, codes, own_ids, ids, own_rows, words, constant_r, given_r,
+    firsts_Sn, seconds_Sn, grads_Snd, wrongs,
+    n, m, per_split, piece, per_piece, blocks_per_bit, factor, u, v,
+    FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
+    REDO: tl.constexpr, IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, PIECES: tl.constexpr,
+    COUNT: tl.constexpr, GRAD: tl.constexpr,
+    ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of a split over all of its rows, or with PIECES over those of a piece and the pieces before, and
+    for which anchors they are to be written.
+    """
+    POWERS: tl.constexpr = FORM == "power" or FORM == "circle"
+    first_r, second_r = nothing_yet(row, FORM)
+    mass_r = tl.zeros([ROWS], tl.float32)
+    written = row < n
+    begin, end = split * per_split, m
+    if PIECES:
+        begin += piece * ITEMS
+        end = tl.minimum((piece + per_piece) * ITEMS, m)
+    stop = tl.minimum(begin + per_split, end)
+    if REDO:
+        wrong = tl.load(wrongs + split * tl.num_programs(0) + block) != 0
+        written = row < tl.where(wrong, n, 0)
+        stop = tl.where(wrong, stop, begin)
+    if POWERS and not REDO:
+        near, none_r = tl.minimum(begin + ITEMS, stop), tl.full([ROWS], NOTHING, tl.float32)
+        top_r = walk_all(
+            query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, words,
+            constant_r, given_r, none_r, second_r, mass_r, mass_r,
+            begin, near, n, m, piece, blocks_per_bit, factor, u, v,
+            FORM, PAIRS, SIGN, LESS, False, IDS, ROWS_OUT, AFFINE, PIECES, COUNT, False, ROWS, ITEMS, WIDTH, PADDED,
+        )[0]  # fmt: skip
+        first_r = tl.where(top_r == NOTHING, 0.0, top_r)
+    old_first_r, old_second_r = nothing_yet(row, FORM)
+    if PIECES:
+        old_first_r = tl.load(firsts_Sn + split * n + row, mask=written, other=old_first_r)
+        old_second_r = tl.load(seconds_Sn + split * n + row, mask=written, other=old_second_r)
+        if POWERS:
+            first_r = tl.where(old_first_r == NOTHING, first_r, old_first_r)
+        elif FORM == "best":
+            first_r, second_r = old_first_r, old_second_r
+    first_r, second_r, _, mass_r, grad_rd = walk_all(
+        query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, words,
+        constant_r, given_r, first_r, second_r, mass_r, tl.zeros([ROWS, PADDED], tl.float32),
+        begin, stop, n, m, piece, blocks_per_bit, factor, u, v,
+        FORM, PAIRS, SIGN, LESS, POWERS and not REDO, IDS, ROWS_OUT, AFFINE, PIECES, COUNT, GRAD,
+        ROWS, ITEMS, WIDTH, PADDED,
+    )  # fmt: skip
+    if PIECES and FORM != "best":
+        shrink_r = tl.full([ROWS], 1.0, tl.float32)
+        if POWERS:
+            shrink_r = tl.exp2(old_first_r - first_r)
+        else:
+            first_r += old_first_r
+        second_r += old_second_r * shrink_r
+        if GRAD and REDO:
+            base = grads_Snd + split.to(tl.int64) * n * WIDTH
+            grad_rd += load_rows(base, tl.where(written, row, n), n, WIDTH, PADDED) * shrink_r[:, None]
+    if POWERS:
+        first_r = tl.where(second_r == 0, NOTHING, first_r)
+    return first_r, second_r, mass_r, grad_rd, written
+
+
+@triton.jit(do_not_specialize=["n", "m", "per_split", "piece", "per_piece", "given_splits", "blocks_per_bit"])
 def walk(
     queries, memory, own_codes, codes, own_ids, ids, own_rows, inverses, constants, rows, counts, words, segment_words,
-    given_first, given_second, firsts_Sn, seconds_Sn, thirds_Sn, masses_Sn, grads_Snd,
-    n, m, per_split, given_splits, blocks_per_bit, factor, u, v, given_sign,
+    given_first, given_second, firsts_Sn, seconds_Sn, thirds_Sn, masses_Sn, grads_Snd, wrongs,
+    n, m, per_split, piece, per_piece, given_splits, blocks_per_bit, factor, u, v, given_sign,
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
-    GATHER: tl.constexpr, REDO: tl.constexpr, IDS: tl.constexpr, ROWS_OUT: tl.constexpr,
+    GATHER: tl.constexpr, REDO: tl.constexpr, PIECES: tl.constexpr, IDS: tl.constexpr, ROWS_OUT: tl.constexpr,
     AFFINE: tl.constexpr, NORM: tl.constexpr, COUNT: tl.constexpr, GRAD: tl.constexpr, SEGMENT: tl.constexpr,
     ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of one split of the memory for one block of anchors.
 
     `per_split` rows a split, a multiple of ITEMS and with GATHER of SEGMENT, where only the listed rows are visited.
+    With PIECES `memory` holds `per_piece` tiles from tile `piece` on, and what the pieces before them summed is there.
 
     Powers of a whole split are taken relative to the largest exponent of its first tile, which needs no rescaling.
-    A second launch, with REDO, takes them relative to the largest so far where their sum says that this was too little.
+    A second launch, with REDO, takes them relative to the largest so far where `wrongs` says that this was too little.
     """
     block, split = tl.program_id(0), tl.program_id(1)
     row = block * ROWS + tl.arange(0, ROWS)
@@ -175,49 +250,37 @@ def walk(
         given_r = log_of(top_r, total_r)
     if LESS:
         given_r = join_best(given_first, given_second, row, n, given_splits)[0] * given_sign
-    zero_r = tl.zeros([ROWS], tl.float32)
-    none_r = tl.full([ROWS], float("-inf"), tl.float32)
-    low_r = tl.full([ROWS], NOTHING, tl.float32)
-    POWERS: tl.constexpr = FORM == "power" or FORM == "circle"
-    first_r = low_r if POWERS else (none_r if FORM == "best" else zero_r)
-    second_r = tl.full([ROWS], NO_ROW, tl.int32) if FORM == "best" else zero_r
-    written = row < n
-    begin, stop = split * per_split, tl.minimum((split + 1) * per_split, m)
     if GATHER:
+        written = row < n
         first_r, second_r, third_r, mass_r, grad_rd = walk_listed(
-            query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses,
-            rows, counts, segment_words,
-            constant_r, given_r, first_r, second_r, begin, stop, n, blocks_per_bit, factor, u, v,
+            query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, rows, counts,
+            segment_words, constant_r, given_r, split * per_split, tl.minimum((split + 1) * per_split, m), n,
+            blocks_per_bit, factor, u, v,
             FORM, PAIRS, SIGN, LESS, IDS, ROWS_OUT, AFFINE, NORM, COUNT, GRAD, SEGMENT, ROWS, ITEMS, WIDTH, PADDED,
         )  # fmt: skip
+        if FORM == "pull":
+            tl.store(thirds_Sn + split * n + row, third_r, mask=written)
     else:
-        if POWERS and not REDO:
-            near = tl.minimum(begin + ITEMS, stop)
-            first_r = walk_all(
-                query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
-                constant_r, given_r, low_r, zero_r, begin, near, n, m, blocks_per_bit, factor, u, v,
-                FORM, PAIRS, SIGN, LESS, False, IDS, ROWS_OUT, AFFINE, NORM, COUNT, False, ROWS, ITEMS, WIDTH, PADDED,
-            )[0]  # fmt: skip
-            first_r = tl.where(first_r == NOTHING, 0.0, first_r)
-        if REDO:
-            wrong_r = tl.load(seconds_Sn + split * n + row, mask=row < n, other=0.0)
-            wrong = tl.max(wrong_r, 0) > TOO_LARGE
-            written = row < tl.where(wrong, n, 0)
-            stop = tl.where(wrong, stop, begin)
-        first_r, second_r, third_r, mass_r, grad_rd = walk_all(
-            query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
-            constant_r, given_r, first_r, second_r, begin, stop, n, m, blocks_per_bit, factor, u, v,
-            FORM, PAIRS, SIGN, LESS, POWERS and not REDO, IDS, ROWS_OUT, AFFINE, NORM, COUNT, GRAD,
-            ROWS, ITEMS, WIDTH, PADDED,
+        first_r, second_r, mass_r, grad_rd, written = walk_pieces(
+            query_rd, row, block, split, memory, own_codes, codes, own_ids, ids, own_rows, words, constant_r, given_r,
+            firsts_Sn, seconds_Sn, grads_Snd, wrongs,
+            n, m, per_split, piece, per_piece, blocks_per_bit, factor, u, v,
+            FORM, PAIRS, SIGN, LESS, REDO, IDS, ROWS_OUT, AFFINE, PIECES, COUNT, GRAD, ROWS, ITEMS, WIDTH, PADDED,
         )  # fmt: skip
-        if POWERS:
-            first_r = tl.where(second_r == 0, NOTHING, first_r)
+        if (FORM == "power" or FORM == "circle") and not REDO:
+            wrong = (tl.max(second_r, 0) > TOO_LARGE).to(tl.int32)
+            tl.store(wrongs + split * tl.num_programs(0) + block, wrong)
     tl.store(firsts_Sn + split * n + row, first_r, mask=written)
     tl.store(seconds_Sn + split * n + row, second_r, mask=written)
-    if FORM == "pull":
-        tl.store(thirds_Sn + split * n + row, third_r, mask=written)
     if GRAD:
         if AFFINE:
             tl.store(masses_Sn + split * n + row, mass_r, mask=written)
         base = grads_Snd + split.to(tl.int64) * n * WIDTH
-        store_rows(base, tl.where(written, row, n), n, grad_rd, WIDTH, PADDED)
+        if (
+            PIECES and not REDO
+        ):  # nobody else adds there; to load what is there would take more registers than there are
+            dims = tl.arange(0, PADDED)
+            place = base + row.to(tl.int64)[:, None] * WIDTH + dims[None, :]
+            tl.atomic_add(place, grad_rd, mask=written[:, None] & (dims < WIDTH)[None, :], sem="relaxed")
+        else:
+            store_rows(base, tl.where(written, row, n), n, grad_rd, WIDTH, PADDED)
