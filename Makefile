@@ -33,7 +33,7 @@ bench-gpu: $(STAMP)  ## the GPU figures of the README, as JSON in results/
 	$(BIN)/longview bench attention --device cuda --plot docs/gpu-attention.png --json results/gpu-attention.json
 	$(BIN)/longview bench layer --json results/gpu-layer.json
 	$(BIN)/longview bench loss --json results/gpu-loss.json
-	$(BIN)/longview bench step --json results/gpu-step.json
+	$(BIN)/longview bench step --plot docs/gpu-step.png --json results/gpu-step.json
 	$(BIN)/longview bench train --device cuda --set loop.precision=bf16 --json results/gpu-train.json
 	$(BIN)/longview bench quantisation --json results/gpu-quantisation.json
 	$(BIN)/longview bench scoring --json results/gpu-scoring.json
