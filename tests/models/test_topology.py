@@ -11,9 +11,10 @@ from torch import Tensor
 from longview.config import parse
 from longview.errors import InputError
 from longview.models.hstu import HSTUStack
+from longview.models.layer_config import AttentionConfig, LayerConfig
 from longview.models.layout import Layout
 from longview.models.retriever import RetrieverConfig
-from longview.models.topology import TruncatedStack
+from longview.models.topology import Body, TruncatedStack
 from longview.ops.jagged import offsets_from_lengths
 from tests.models.histories import WINDOW, build, histories, together
 
@@ -180,3 +181,9 @@ def test_gradients_reach_every_parameter_and_every_event() -> None:
 def test_half_set_options_are_named(values: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         parse(RetrieverConfig, values, "model.yaml")
+
+
+def test_most_is_all_but_in_every_fourth_layer() -> None:
+    stack = Body(16, 2, 0.0, LayerConfig(recompute="most")).plain(5, 8, AttentionConfig())
+    assert [layer.fused.recompute_uvqk for layer in stack.hstu_layers()] == [True, True, True, False, True]
+    assert all(layer.fused.recompute_normed and layer.fused.recompute_gated for layer in stack.hstu_layers())

@@ -139,7 +139,7 @@ def _recompute(length: int, rounds: int) -> list[dict[str, Any]]:
     """Time and measure each setting of what backward computes again."""
     rows = []
     for name, window, prefix in (("full causal", 0, 0), (f"semi-local {WINDOW}/{PREFIX}", WINDOW, PREFIX)):
-        kinds = ("none", "cheap", "all")
+        kinds = ("none", "cheap", "most", "all")
         steps = {
             kind: _step(length, window, prefix, recompute=kind) for kind in kinds
         }  # a graph keeps none of it alive

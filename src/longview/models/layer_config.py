@@ -58,12 +58,19 @@ class LayerConfig(Config):
         default="random",
         description="weights before training: at random, or as a look-up of earlier events like the newest",
     )
-    recompute: Literal["all", "cheap", "none"] = Field(
+    recompute: Literal["all", "most", "cheap", "none"] = Field(
         default="cheap",
-        description="on a GPU, what backward computes again: all, all but the projection, or nothing",
+        description="on a GPU, what backward computes again: all, all but the projection (cheap), this in every fourth "
+        "layer and all in the others (most), or nothing",
     )
     precision: Precision = Field(
         default="run",
         description="of the layer's products: run = loop.precision; fp8 = E4M3 forward, emulated on a CPU; auto = fp8 "
         "where it was measured to be faster",
     )
+
+    def at(self, place: int) -> LayerConfig:
+        """Return the configuration of the layer at `place`, 0 for the first of a stack."""
+        if self.recompute != "most":
+            return self
+        return self.model_copy(update={"recompute": "cheap" if place % 4 == 3 else "all"})

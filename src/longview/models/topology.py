@@ -114,9 +114,12 @@ class Body:
     layer: LayerConfig
 
     def plain(self, layers: int, max_length: int, attention: AttentionConfig) -> HSTUStack:
-        """Return `layers` identical layers."""
+        """Return `layers` layers that differ in nothing but their weights and what backward computes again."""
         return HSTUStack(
-            [HSTULayer(self.width, self.heads, max_length, self.dropout, self.layer, attention) for _ in range(layers)]
+            [
+                HSTULayer(self.width, self.heads, max_length, self.dropout, self.layer.at(place), attention)
+                for place in range(layers)
+            ]
         )
 
     def stack(
