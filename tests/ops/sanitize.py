@@ -81,6 +81,20 @@ def memory() -> None:
         for step in range(3):
             ids = torch.arange(45 * step, 45 * (step + 1)).cuda()
             against(torch.randn(45, 100, device="cuda", requires_grad=True), ids % 7, ids).backward()
+    _memory_in_pieces()
+
+
+def _memory_in_pieces() -> None:
+    """Losses against rows that are mapped, divided by their norms and held piece by piece."""
+    from longview.ops.memory_loss import PAIR_LOSSES, fused, memory_loss
+
+    fused.SEEN_BYTES = 64 * 100 * 2
+    rows, labels = torch.randn(301, 100, device="cuda").bfloat16(), torch.arange(301).cuda() % 7
+    affine = torch.rand(100, device="cuda"), torch.rand(100, device="cuda")
+    for kind in PAIR_LOSSES.values():
+        anchors = torch.randn(45, 100, device="cuda", requires_grad=True)
+        given = anchors, labels[:45], rows, labels
+        memory_loss(*given, loss=kind(), affine=affine, renormalise=True, backend="triton").backward()
 
 
 def quantisation() -> None:
