@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longview.ops.kernels import on_device_of, padded_dim, why_no_triton
-from longview.ops.memory_loss.launch import alignment, launch
+from longview.ops.launch import alignment, launch
 
 MAX_WIDTH = 2048  # the vectors of the state that a program holds in registers
 SUM_ROWS, SUM_DIMS = 32, 16  # anchors and dimensions of a program that sums

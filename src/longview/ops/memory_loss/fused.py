@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from longview.ops.kernels import on_device_of, padded_dim
+from longview.ops.launch import alignment, launch
 from longview.ops.memory_loss import triton_finish, triton_match, triton_walk
 from longview.ops.memory_loss.forms import Form, Plan, plan_of
-from longview.ops.memory_loss.launch import alignment, launch
 from longview.ops.memory_loss.losses import PairLoss
 from longview.ops.memory_loss.pairs import Pairs, View
 from longview.ops.softmax_loss.numerics import refuse_second_derivative
