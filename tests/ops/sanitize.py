@@ -98,7 +98,7 @@ def _memory_in_pieces() -> None:
 
 
 def quantisation() -> None:
-    """FP8 rows, norm, gate and product with its residual, and lookups in INT8 and INT4 tables."""
+    """FP8 rows, norm, gate and product with its residual, and lookups and sums in INT8 and INT4 tables."""
     from longview.ops.quantisation import QuantisedTable, fp8_linear, gate_quantise, normalise_quantise, quantise_rows
 
     rows, weight = torch.randn(130, 128, device="cuda"), torch.randn(256, 128, device="cuda")
@@ -109,7 +109,10 @@ def quantisation() -> None:
     for x, x_scale in (quantise_rows(rows)[:2], normed[:2], gated[:2]):
         fp8_linear(x, x_scale, w, w_scale, residual=_normal(130, 256).detach())
     for bits in (8, 4):
-        QuantisedTable.from_table(torch.randn(50, 100), bits=bits).cuda().lookup(torch.randint(50, (300,)).cuda())
+        table, ids = QuantisedTable.from_table(torch.randn(50, 100), bits=bits).cuda(), torch.randint(-1, 51, (300,))
+        table.lookup(ids.cuda())
+        table.scores(rows[:3, :100].contiguous(), ids.view(3, 100).cuda())
+        table.pooled(ids.cuda(), torch.tensor([0, 0, 7, 299, 400]).cuda(), torch.ones(300).cuda())
 
 
 def scoring() -> None:

@@ -81,7 +81,7 @@ def bench_quantisation(
         json: also write the result there, after every part.
         rounds: timed rounds of each comparison.
         rows: of the products.
-        table_rows: of the embedding table; at 10 million it takes 10 GB in bfloat16.
+        table_rows: of each embedding table; 10 million rows of 512 take 10 GB in bfloat16.
         only: parts to measure, of `PARTS`.
 
     Raises:
@@ -162,7 +162,7 @@ def _projections(o: Operands) -> dict[str, Call]:
 
 
 def _gated_outputs(o: Operands) -> dict[str, Call]:
-    from longview.ops.hstu_layer.triton_output import Gate, gate_forward, output
+    from longview.ops.hstu_layer.triton_output import Gate, gated_output
 
     assert o.residual is not None
     residual, w, width = o.residual, quantise_rows(o.weight), o.x.shape[1]
@@ -175,7 +175,7 @@ def _gated_outputs(o: Operands) -> dict[str, Call]:
         return fp8_linear(gated.values, gated.scale, *w, o.bias, residual)
 
     return {
-        OURS: lambda: output(residual, gate_forward(o.x, residual, gate)[0], o.weight, o.bias),
+        OURS: lambda: gated_output(residual, o.x, residual, gate, o.weight, o.bias)[0],
         FP8: quantised,
     }
 

@@ -80,7 +80,7 @@ def layer_bench(rounds: Rounds = 20, json: JsonFile = None) -> None:
 @bench_app.command("quantisation")
 def quantisation_bench(
     rounds: Rounds = 20,
-    table_rows: Annotated[int, typer.Option(help="Rows of the embedding table, of 512 values.")] = 10_000_000,
+    table_rows: Annotated[int, typer.Option(help="Rows of each embedding table, of 128 or 512 values.")] = 10_000_000,
     only: Annotated[
         list[str] | None, typer.Option(metavar="PART", help="products, where_it_pays, layers or tables. [default: all]")
     ] = None,

@@ -30,8 +30,8 @@ def launch(
         kernel: a jitted function whose constexpr parameters come last.
         grid: programs.
         name: what else the compiled kernel depends on: dtypes and alignments of `args`.
-        args: tensors, the first of them on the device of the launch, and numbers; integers below 2^31 whose
-            parameters are not specialised.
+        args: tensors, the first of them on the device of the launch or else `name` says which, and numbers; integers
+            below 2^31 whose parameters are not specialised.
         constants: the constexpr parameters.
         options: of the compiler.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,13 @@ from torch import Tensor, nn
 
 from longview.errors import InputError
 from longview.models.retriever import RetrieverConfig
-from longview.ops.quantisation import QuantisedEmbedding, QuantisedTable, quantise_model_tables, reference
+from longview.ops.quantisation import (
+    QuantisedEmbedding,
+    QuantisedEmbeddingBag,
+    QuantisedTable,
+    quantise_model_tables,
+    reference,
+)
 from tests.ops.quantisation.helpers import normal
 
 BITS_AND_GROUP = pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (8, 32), (8, 64)])
@@ -156,6 +164,66 @@ class TestLookup:
             table.lookup(torch.tensor([0]), torch.int8)
 
 
+class TestPooled:
+    @settings(max_examples=40, deadline=None)
+    @given(
+        sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+        how=st.sampled_from(["sum", "mean", "weights"]),
+        ids_type=st.sampled_from([torch.int64, torch.int32]),
+        seed=st.integers(0, 99),
+    )
+    def test_bags_as_torch_sums_the_dequantised_rows(
+        self, sizes: list[int], how: str, ids_type: torch.dtype, seed: int
+    ) -> None:
+        table = QuantisedTable.from_table(normal(20, 70, seed=seed), 4, 32)
+        offsets = torch.tensor([0, *sizes]).cumsum(0)
+        ids = torch.randint(20, (int(offsets[-1]),), generator=torch.Generator().manual_seed(seed))
+        weights = normal(len(ids), seed=seed + 1) if how == "weights" else None
+        mode = "mean" if how == "mean" else "sum"
+        found = table.pooled(ids.to(ids_type), offsets.to(ids_type), weights, mode=mode)
+        expected = nn.functional.embedding_bag(
+            ids, table.dequantise(), offsets, mode=mode, per_sample_weights=weights, include_last_offset=True
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+    def test_more_rows_than_are_dequantised_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("longview.ops.quantisation.table.BLOCK", 3)
+        table = QuantisedTable.from_table(torch.ones(5, 64), 8)
+        found = table.pooled(torch.arange(5).repeat(2), torch.tensor([0, 4, 10]), torch.arange(10.0))
+        assert found[:, 0].tolist() == [6, 39]
+
+    def test_bags_without_ids_are_zeros_and_no_bags_are_no_rows(self) -> None:
+        table, none = QuantisedTable.from_table(normal(5, 64), 4), torch.zeros(0, dtype=torch.int64)
+        found = table.pooled(none, torch.zeros(4, dtype=torch.int64), mode="mean", dtype=torch.bfloat16)
+        assert torch.equal(found, torch.zeros(3, 64, dtype=torch.bfloat16))
+        assert table.pooled(none, torch.zeros(1, dtype=torch.int64)).shape == (0, 64)
+
+    @pytest.mark.parametrize(
+        ("given_instead", "message"),
+        [
+            ({"mode": "max"}, "mode is 'max'; expected sum or mean"),
+            ({"ids": torch.zeros(2, 2, dtype=torch.int64)}, r"ids of bags have shape \(2, 2\)"),
+            ({"ids": torch.tensor([0, 9, 1, 2])}, r"id 9 is outside 0 to 4 \(1 of 4"),
+            ({"offsets": torch.tensor([0.0, 4.0])}, "offsets are torch.float32"),
+            ({"offsets": torch.zeros(0, dtype=torch.int64)}, r"expected int64 or int32 of shape \(bags \+ 1,\)"),
+            ({"offsets": torch.tensor([0, 3])}, "offsets go from 0 to 3; expected from 0 to the 4 ids"),
+            ({"offsets": torch.tensor([1, 4])}, "offsets go from 1 to 4"),
+            ({"offsets": torch.tensor([0, 3, 2, 4])}, "bag 1 ends at 2, before it begins, at 3"),
+            (
+                {"weights": torch.ones(3)},
+                r"weights are torch.float32 of shape \(3,\); expected a floating one for each",
+            ),
+            ({"weights": torch.ones(4, dtype=torch.int64)}, "weights are torch.int64"),
+            ({"weights": torch.ones(4), "mode": "mean"}, "weights go with mode sum, not mean"),
+            ({"dtype": torch.float64}, "dtype is torch.float64"),
+        ],
+    )
+    def test_what_does_not_fit_is_named(self, given_instead: dict[str, Any], message: str) -> None:
+        table = QuantisedTable.from_table(normal(5, 64), 4)
+        with pytest.raises(InputError, match=message):
+            table.pooled(**{"ids": torch.tensor([0, 4, 1, 2]), "offsets": torch.tensor([0, 1, 4]), **given_instead})
+
+
 class TestScores:
     def test_the_whole_table_in_blocks_of_any_size(self) -> None:
         table, queries = QuantisedTable.from_table(normal(50, 64), 8), normal(3, 64, seed=1)
@@ -197,6 +265,10 @@ class TestRefusals:
         with pytest.raises(InputError, match="expected a floating matrix"):
             QuantisedTable.from_table(x, 4)
 
+    def test_more_rows_than_kernels_count(self) -> None:
+        with pytest.raises(InputError, match="2147483648 rows; at most 2147483647, split the table"):
+            QuantisedTable(2**31, 64, 4)
+
     def test_an_empty_table(self) -> None:
         with pytest.raises(InputError, match="0 rows of 64 values"):
             QuantisedTable.from_table(torch.zeros(0, 64), 4)
@@ -216,3 +288,60 @@ class TestModels:
     def test_a_model_without_a_large_table(self) -> None:
         with pytest.raises(InputError, match="no embedding table of 1024 rows or more"):
             quantise_model_tables(nn.Sequential(nn.Embedding(10, 4)), bits=4)
+
+    def test_of_several_tables_none_is_replaced_where_one_is_refused(self) -> None:
+        largest = nn.EmbeddingBag(2000, 8, mode="max")
+        for refused, message in (
+            (largest, "1 has the mode max; quantised tables have sum and mean"),
+            (nn.Embedding(2000, 8, max_norm=1.0), r"1 renormalises rows it looks up \(max_norm=1.0\)"),
+        ):
+            model = nn.Sequential(nn.Embedding(2000, 8), refused)
+            with pytest.raises(InputError, match=message):
+                quantise_model_tables(model, bits=4)
+            assert isinstance(model[0], nn.Embedding)
+
+
+def bag_modules(**options: Any) -> tuple[nn.EmbeddingBag, QuantisedEmbeddingBag]:
+    """A module of torch's whose rows are those of a table, and what takes its place in a model."""
+    plain = nn.EmbeddingBag(2000, 64, **options)
+    model = nn.Sequential(copy.deepcopy(plain))
+    assert quantise_model_tables(model, bits=8) == ["0"]
+    (quantised,) = model
+    assert isinstance(quantised, QuantisedEmbeddingBag)
+    with torch.no_grad():
+        plain.weight.copy_(quantised.weight)
+    return plain, quantised
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("padding", [None, 7, -1])
+class TestBagModules:
+    def test_ids_end_to_end(self, mode: str, padding: int | None) -> None:
+        ids = torch.tensor([7, 5, 1999, 7, 7, 8, 1999])
+        for last in (False, True):
+            plain, quantised = bag_modules(mode=mode, padding_idx=padding, include_last_offset=last)
+            offsets = torch.tensor([0, 3, 3, 5, *([7] if last else [])])
+            found = quantised(ids, offsets)
+            torch.testing.assert_close(found, plain(ids, offsets), rtol=1e-5, atol=1e-5)
+
+    def test_ids_of_bags_of_one_size_with_weights_or_without(self, mode: str, padding: int | None) -> None:
+        plain, quantised = bag_modules(mode=mode, padding_idx=padding)
+        ids = torch.tensor([[7, 5, 1999], [7, 7, 7]])
+        torch.testing.assert_close(quantised(ids), plain(ids), rtol=1e-5, atol=1e-5)
+        weights = normal(2, 3)
+        if mode == "sum":
+            expected = plain(ids, per_sample_weights=weights)
+            found = quantised(ids, per_sample_weights=weights)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        else:
+            with pytest.raises(InputError, match="weights go with mode sum"):
+                quantised(ids, per_sample_weights=weights)
+
+    def test_offsets_where_they_do_not_belong(self, mode: str, padding: int | None) -> None:
+        _, quantised = bag_modules(mode=mode, padding_idx=padding)
+        with pytest.raises(InputError, match=r"ids have shape \(3,\), with no offsets"):
+            quantised(torch.tensor([1, 2, 3]))
+        with pytest.raises(InputError, match=r"ids have shape \(1, 2\), with offsets"):
+            quantised(torch.tensor([[1, 2]]), torch.tensor([0]))
+        with pytest.raises(InputError, match="offsets go from 1 to 2; expected from 0 to the 2 ids"):
+            quantised(torch.tensor([1, 2]), torch.tensor([1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Self
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from longview.errors import InputError
 from longview.ops.kernels import on_device_of, why_no_triton
+from longview.ops.quantisation.bags import check_bags, check_kinds, check_offsets, summed
 from longview.ops.quantisation.packing import Layout, dequantise_block, pairs_of, quantise_block
 
 GROUPS = (32, 64)
 BITS = (4, 8)
+MOST_ROWS = 2**31 - 1  # kernels keep numbers of rows in 32 bits
 BLOCK = 1 << 16  # rows quantised, dequantised or scored at a time
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class QuantisedTable(nn.Module):
@@ -37,7 +39,7 @@ class QuantisedTable(nn.Module):
         """Make an empty table, to load a state into; `from_table` makes one of values.
 
         Raises:
-            InputError: bits other than 4 or 8, a group other than 32 or 64, a size below 1.
+            InputError: bits other than 4 or 8, a group other than 32 or 64, a size below 1, 2^31 rows or more.
         """
         super().__init__()
         if bits not in BITS:
@@ -46,6 +48,8 @@ class QuantisedTable(nn.Module):
             raise InputError(f"quantised table: group is {group}; expected 32 or 64")
         if num_rows < 1 or width < 1:
             raise InputError(f"quantised table: {num_rows} rows of {width} values; expected at least 1 of each")
+        if num_rows > MOST_ROWS:
+            raise InputError(f"quantised table: {num_rows} rows; at most {MOST_ROWS}, split the table")
         self.layout = Layout(width, bits, group)
         self.register_buffer("rows", torch.zeros(num_rows, self.layout.pitch, dtype=torch.uint8))
 
@@ -101,7 +105,6 @@ class QuantisedTable(nn.Module):
         """The bytes the table takes, scales and zeros included."""
         return self.rows.nbytes
 
-    @torch.no_grad()
     def lookup(self, ids: Tensor, dtype: torch.dtype = torch.float32, *, check: bool | None = None) -> Tensor:
         """Return the rows at `ids`.
 
@@ -120,14 +123,64 @@ class QuantisedTable(nn.Module):
         Raises:
             InputError: an id outside the table, named; ids or a dtype of the wrong kind; a device that does not fit.
         """
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise InputError(f"quantised table: ids are {ids.dtype}; expected int64 or int32")
-        if dtype not in DTYPES:
-            raise InputError(f"quantised table: dtype is {dtype}; expected float32, bfloat16 or float16")
-        flat = ids.reshape(-1)
-        if flat.numel() and (check or (check is None and not ids.is_cuda)):
+        check_kinds(ids, dtype)
+        flat = ids if ids.dim() == 1 else ids.reshape(-1)
+        if check or (check is None and not ids.is_cuda):
             self._check_ids(flat)
-        return self._rows_at(flat.long(), dtype).view(*ids.shape, self.width)
+        found = self._rows_at(flat, dtype)
+        return found if ids.dim() == 1 else found.view(*ids.shape, self.width)
+
+    def pooled(
+        self,
+        ids: Tensor,
+        offsets: Tensor,
+        weights: Tensor | None = None,
+        *,
+        mode: str = "sum",
+        dtype: torch.dtype = torch.float32,
+        check: bool | None = None,
+    ) -> Tensor:
+        """Return a row for each bag of ids: the sum or the mean of its rows, added up in float32.
+
+        On a GPU a row is read and never written, in the order of its bag, so that the same bags give the same bits.
+
+        Args:
+            ids: (n,) of all bags end to end, int64 or int32, 0 to V - 1.
+            offsets: (bags + 1,) int64 or int32, where each bag begins and the last one ends: from 0 up to n.
+            weights: (n,) floating, what each row is multiplied with in a sum, 0 or of 1e-10 to 1e7; None = 1.
+            mode: `sum` or `mean`.
+            dtype: of the result: float32, bfloat16 or float16.
+            check: refuse ids outside the table and offsets that do not fit; None = on a CPU. On a GPU a check waits for
+                the device; unchecked, a row that does not exist makes its bag one of NaNs, and an offset outside counts
+                as the nearest one inside.
+
+        Returns:
+            (bags, D) of `dtype` on the device of `ids`; zeros for a bag without ids.
+
+        Raises:
+            InputError: weights with `mean`, or no such mode; shapes that do not fit; as `lookup`.
+
+        Example:
+            >>> table = QuantisedTable.from_table(torch.ones(3, 64), bits=4)
+            >>> table.pooled(torch.tensor([0, 2, 1]), torch.tensor([0, 2, 2, 3]))[:, 0].tolist()
+            [2.0, 0.0, 1.0]
+        """
+        check_kinds(ids, dtype)
+        check_bags(ids, offsets, weights, mode)
+        if check or (check is None and not ids.is_cuda):
+            check_offsets(offsets, len(ids))
+            self._check_ids(ids)
+        if len(offsets) == 1:
+            return torch.empty(0, self.width, dtype=dtype, device=ids.device)
+        if self._has_kernel(ids):
+            from longview.ops.quantisation.triton_table import pooled
+
+            ids, offsets = ids.contiguous(), offsets.contiguous()
+            given = None if weights is None else weights.contiguous()
+            with on_device_of(ids):
+                return pooled(self.rows, ids, offsets, given, mode == "mean", *self.layout, dtype)
+        rows_at = partial(self._rows_at, dtype=torch.float32)
+        return summed(rows_at, ids, offsets, weights, mean=mode == "mean", width=self.width, block=BLOCK).to(dtype)
 
     @torch.no_grad()
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -180,26 +233,34 @@ class QuantisedTable(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self)}, {self.width}, bits={self.layout.bits}, group={self.layout.group}"
 
-    def _rows_at(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        if not ids.numel():
-            return torch.empty(0, self.width, dtype=dtype, device=ids.device)
-        across = ids.is_cuda and not self.rows.is_cuda
-        if self.rows.is_cuda and not ids.is_cuda:
-            raise InputError(
-                f"quantised table: ids are on {ids.device} and the table on {self.rows.device}; move the ids"
-            )
-        if across and not self.rows.is_pinned():
+    def _has_kernel(self, ids: Tensor) -> bool:
+        """Return whether a kernel looks `ids` up.
+
+        Raises:
+            InputError: a table out of reach of the device of `ids`.
+        """
+        if not ids.is_cuda:
+            if self.rows.is_cuda:
+                raise InputError(
+                    f"quantised table: ids are on {ids.device} and the table on {self.rows.device}; move the ids"
+                )
+            return False
+        if not self.rows.is_cuda and not self.rows.is_pinned():
             raise InputError(
                 f"quantised table: ids are on {ids.device} and the table is in ordinary memory of the host; call "
                 "pin_memory() or move the table"
             )
-        if ids.is_cuda and why_no_triton(ids.device) is None:
+        return why_no_triton(ids.device) is None
+
+    def _rows_at(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        if not ids.numel():
+            return torch.empty(0, self.width, dtype=dtype, device=ids.device)
+        if self._has_kernel(ids):
             from longview.ops.quantisation.triton_table import lookup
 
             with on_device_of(ids):
-                return lookup(self.rows, ids, self.width, self.layout.bits, self.layout.group, dtype)
-        rows = self.rows[ids.cpu()].to(ids.device) if across else self.rows[ids]
-        return dequantise_block(rows, self.layout, dtype)
+                return lookup(self.rows, ids.contiguous(), *self.layout, dtype)
+        return dequantise_block(self.rows[ids.to(self.rows.device).long()].to(ids.device), self.layout, dtype)
 
     def _candidates(self, queries: Tensor, ids: Tensor) -> Tensor:
         if not (ids.is_cuda and self.rows.is_cuda and ids.numel()) or why_no_triton(ids.device) is not None:
@@ -207,8 +268,7 @@ class QuantisedTable(nn.Module):
         from longview.ops.quantisation.triton_table import scores
 
         with on_device_of(ids):
-            rows, bits, group = self.rows, self.layout.bits, self.layout.group
-            return scores(rows, ids.long().contiguous(), queries.contiguous(), bits, group)
+            return scores(self.rows, ids.contiguous(), queries.contiguous(), self.layout.bits, self.layout.group)
 
     def _block(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         return dequantise_block(self.rows[begin:end], self.layout, dtype)
