@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from longview.bench import memory_loss as bench
-from longview.bench.memory_loss import Setting, bench_memory_loss
+from longview.bench import memory_peers as peers
+from longview.bench.memory_loss import bench_memory_loss
+from longview.bench.memory_problem import Setting, problem_of
 from longview.errors import InputError
 from longview.ops.memory_loss import PAIR_LOSSES, SupervisedContrastiveLoss, memory_loss
+from longview.ops.memory_loss.buffers import KEPT, forget_buffers
 
 SMALL = Setting(8, 64, 16, "float32")
 
@@ -37,7 +40,7 @@ def test_a_measurement_has_every_loss_and_what_one_would_write_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "CPU", (SMALL,))
-    monkeypatch.setattr(bench.shutil, "which", lambda name: None)  # compiling takes longer than all the rest
+    monkeypatch.setattr(peers.shutil, "which", lambda name: None)  # compiling takes longer than all the rest
     result = bench_memory_loss(tmp_path / "result.json", rounds=1, peer=True)
     assert json.loads((tmp_path / "result.json").read_text())["settings"] == result["settings"]
     (setting,) = result["settings"]
@@ -52,13 +55,36 @@ def test_a_measurement_has_every_loss_and_what_one_would_write_instead(
 
 
 def test_a_peer_whose_pairs_do_not_fit_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: object())
-    assert "4,294,967,296 pairs" in str(bench.why_no_peer(bench.GPU[2]))
-    assert bench.why_no_peer(bench.GPU[0]) is None
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    assert "4,294,967,296 pairs" in str(peers.why_no_peer(bench.GPU[2]))
+    assert peers.why_no_peer(bench.GPU[0]) is None
+
+
+def test_memory_on_a_cpu_counts_what_a_loss_keeps_for_the_next_call() -> None:
+    problem = problem_of(SMALL, torch.device("cpu"))
+    call = bench.our_providers(problem)["circle"]
+    forget_buffers()
+    call()
+    kept = sum(buffer.nbytes for buffer in vars(KEPT).values())
+    assert bench._peak(call, torch.device("cpu")) >= kept > 0
+
+
+@pytest.mark.parametrize("name", [name for name in PAIR_LOSSES if name != "supervised-contrastive"])
+def test_what_one_would_write_makes_the_same_losses(name: str) -> None:
+    problem = problem_of(SMALL, torch.device("cpu"))
+    grads, values = [], []
+    for ours in (True, False):
+        z = problem.embeddings.detach().requires_grad_()
+        inputs, loss = (z, problem.labels, problem.reference, problem.reference_labels), peers.bench_loss(name)
+        value = memory_loss(*inputs, loss=loss, reduction="sum") if ours else peers.chunk_of(loss)(*inputs)
+        values.append(value.detach())
+        grads.append(torch.autograd.grad(value, z)[0])
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
 
 
 def test_chunked_torch_makes_the_same_loss() -> None:
-    problem = bench.problem_of(SMALL, torch.device("cpu"))
+    problem = problem_of(SMALL, torch.device("cpu"))
     inputs = problem.embeddings, problem.labels, problem.reference, problem.reference_labels
-    expected = memory_loss(*inputs, loss=SupervisedContrastiveLoss(temperature=bench.TEMPERATURE), reduction="sum")
-    torch.testing.assert_close(bench.chunk_loss(*inputs), expected)
+    expected = memory_loss(*inputs, loss=SupervisedContrastiveLoss(temperature=peers.TEMPERATURE), reduction="sum")
+    torch.testing.assert_close(peers.chunk_loss(*inputs), expected)

@@ -69,8 +69,13 @@ def test_quantised_products_and_tables(tmp_path: Path) -> None:
     }
     products = [{"product": kind, "rows": 4096, "inner": 1024, "alone": alone} for kind in ("output", "projection")]
     found = {"quantised": {"median_us": 100.0, "times_faster": 3.0}, "bfloat16": {"median_us": 300.0}}
-    lookups = [{"ids": 1000, "kind": kind, **found} for kind in ("uniform", "zipf")]
-    table = {"bits": 4, "group": 64, "width": 512, "times_smaller": 3.556, "lookups": lookups}
+    lookups = [
+        {"ids": 1000, "kind": kind, "how": how, **found}
+        for kind in ("uniform", "zipf")
+        for how in ("graph", "launches")
+    ]
+    bags = {"bags": 4096, "ids_a_bag": 100, "kind": "uniform", **found, "bfloat16, Triton": {"median_us": 310.0}}
+    table = {"bits": 4, "group": 64, "width": 512, "times_smaller": 3.556, "lookups": lookups, "pooled": [bags]}
     result = {"benchmark": "quantisation on a GPU", "products": products, "environment": ENVIRONMENT, "command": "q"}
     result["tables"] = [{**table, "transfer": {"ids": 65536, **found}}]
     (tmp_path / "quantisation.json").write_text(json.dumps(result))
@@ -79,6 +84,8 @@ def test_quantised_products_and_tables(tmp_path: Path) -> None:
     assert "INT4 table (groups of 64), rows of 512: size | **3.56 × smaller than bfloat16** |" in made
     assert "65,536 rows copied from the host | **100 µs, 3.00 ×** | bfloat16: 300 µs |" in made
     assert made.count("1,000 lookups") == 1
+    summed = "sums of 4,096 bags of 100 | **100 µs, 3.00 ×** | bfloat16: 300 µs; bfloat16, Triton: 310 µs |"
+    assert summed in made
 
 
 def test_load_spread_at_one_batch_size(tmp_path: Path) -> None:
@@ -94,7 +101,8 @@ def test_load_spread_at_one_batch_size(tmp_path: Path) -> None:
 
 def test_losses_over_a_memory_and_what_a_step_costs(tmp_path: Path) -> None:
     row = {"median_ms": 13.975, "extra_mib": 8.4}
-    providers = {"contrastive": row, "chunked torch": {"median_ms": 35.658, "extra_mib": 61.8}}
+    chunked = {"median_ms": 35.658, "extra_mib": 61.8}
+    providers = {"contrastive": row, "chunked torch": chunked, "compiled contrastive": row, "compiled circle": row}
     setting = {"batch": 64, "rows": 59551, "width": 128, "dtype": "float32", "providers": providers}
     losses = {"benchmark": "losses over batch × memory, cpu", "settings": [setting], "environment": ENVIRONMENT}
     (tmp_path / "losses.json").write_text(json.dumps({**losses, "command": "losses"}))
@@ -106,7 +114,9 @@ def test_losses_over_a_memory_and_what_a_step_costs(tmp_path: Path) -> None:
     steps = {"benchmark": "training step with an embedding memory on a CPU", "settings": [step]}
     (tmp_path / "step.json").write_text(json.dumps({**steps, "environment": ENVIRONMENT, "command": "step"}))
     made = speed_table(tmp_path)
-    assert "float32, forward and backward | **13.97 ms, 8 MiB** | chunked torch: 35.66 ms, 62 MiB |" in made
+    assert "float32, forward and backward | **13.97 ms, 8 MiB** | chunked torch: 35.66 ms, 62 MiB; compiled c" in made
+    assert "compiled contrastive: 13.97 ms, 8 MiB |" in made
+    assert "compiled circle" not in made
     assert "memory 10,000: AXBN | **54.7 ms** | XBM: 51.9 ms; XBN: 54.1 ms; no memory: 44.7 ms |" in made
 
 

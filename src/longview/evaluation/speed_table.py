@@ -183,12 +183,16 @@ def _quantisation(result: Result) -> list[Row]:
         name = f"INT{one['bits']} table (groups of {one['group']}), rows of {one['width']}"
         main = (one["bits"], one["group"]) == (4, 64)
         rows.append(Row(f"{name}: size", f"{one['times_smaller']:.2f} × smaller than bfloat16", main=main))
-        timed = [(f"{row['ids']:,} lookups", row) for row in one["lookups"] if row["kind"] == "uniform"]
+        parts = [[row for row in one.get(part, ()) if row["kind"] == "uniform"] for part in ("lookups", "pooled")]
+        lookups, pooled = ([row for row in part if row.get("how") != "launches"] for part in parts)
+        timed = [(f"{row['ids']:,} lookups", row) for row in lookups]
+        timed += [(f"sums of {row['bags']:,} bags of {row['ids_a_bag']}", row) for row in pooled]
         timed.append((f"{one['transfer']['ids']:,} rows copied from the host", one["transfer"]))
         for what, row in timed:
-            ours, plain = row["quantised"], row["bfloat16"]
+            ours, others = row["quantised"], [other for other in row if other.startswith("bfloat16")]
             faster = f"{ours['median_us']:.0f} µs, {ours['times_faster']:.2f} ×"
-            rows.append(Row(f"{name}: {what}", faster, f"bfloat16: {plain['median_us']:.0f} µs"))
+            beside = "; ".join(f"{other}: {row[other]['median_us']:.0f} µs" for other in others)
+            rows.append(Row(f"{name}: {what}", faster, beside, main=main and row.get("ids_a_bag") == 100))
     return rows
 
 
@@ -222,8 +226,9 @@ def _memory_loss(result: Result) -> list[Row]:
     for one in result["settings"]:
         found = dict(one["providers"])
         ours = {name: found.pop(name) for name in ("contrastive", "supervised-contrastive") if name in found}
-        beside = _joined({name: cell(row) for name, row in found.items() if name.startswith(("chunked", "pytorch"))})
         for name, row in ours.items():
+            peers = (f"compiled {name}", "chunked", "pytorch")
+            beside = _joined({peer: cell(row) for peer, row in found.items() if peer.startswith(peers)})
             what = f"{name} of {one['batch']} × {one['rows']:,} memory rows of {one['width']}, {one['dtype']}"
             main = name != "contrastive" and one["batch"] == 256
             rows.append(Row(f"{what}, forward and backward", cell(row), beside, main))

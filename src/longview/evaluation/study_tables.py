@@ -13,7 +13,7 @@ from longview.evaluation.metric_tables import metric_table
 from longview.files import atomic_file
 
 TABLES = ("study-scaling", "study-ablation")  # of docs/studies.md
-METRIC_TABLES = ("omniglot-default", "omniglot", "omniglot-regimes")  # of docs/metric-learning.md
+METRIC_TABLES = ("omniglot-default", "omniglot-batches", "omniglot", "omniglot-regimes")  # of docs/metric-learning.md
 AXES = {
     "training_flops": "operations of training",
     "request_flops": "operations of a request",

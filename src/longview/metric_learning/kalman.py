@@ -99,18 +99,18 @@ class AdaptiveMomentMatching(DriftPolicy):
     def _weighed(self, state: DriftState, surprise: Tensor, scale: Tensor) -> DriftState:
         """Return error, drift, gain and evidence where both noises are learned."""
         then = state.surprise
-        # This batch less what was expected of the one before it, and that one less the same.
-        both = torch.stack([torch.addcmul(surprise, state.gain, then), then])
-        evidence = torch.lerp(state.evidence, self._pooled(both * then) / scale, self.drift_rate)
-        # The second batch has no surprise before it: its own counts as confirmed, which is XBN.
-        start = self._pooled(surprise.square()) / scale
-        evidence = torch.where(state.evidence[1] > 0, evidence, start)
-        squares = evidence[1]
-        gain = (evidence[0] / squares).nan_to_num(1.0).clamp(0, 1)  # 0 / 0: nothing moves, no batch differs
+        # This batch less what was expected of the one before it, and that one less the same. The second batch has no
+        # surprise before it: its own counts as confirmed, which is XBN.
+        confirmed, squared = torch.addcmul(surprise, state.gain, then).mul_(then), then.square()
+        found = self._pooled(torch.stack([confirmed, squared, surprise.square()])).div(scale)
+        evidence = torch.lerp(state.evidence, found[:2], self.drift_rate)
+        evidence = torch.where(evidence[1] > 0, evidence, found[2])
+        told, squares = evidence.unbind()
+        gain = told.div(squares).nan_to_num_(1.0).clamp_(0, 1)  # 0 / 0: nothing moves, no batch differs
         before = gain * squares
-        drift = (gain * before).mean(1, keepdim=True)
+        left = gain * before
         return state._replace(
-            error=before - gain * before, drift=drift, gain=gain, surprise=surprise, evidence=evidence
+            error=before - left, drift=left.mean(1, keepdim=True), gain=gain, surprise=surprise, evidence=evidence
         )
 
     def _given(self, state: DriftState, surprise: Tensor, scale: Tensor, noise: Tensor) -> DriftState:
@@ -142,7 +142,7 @@ class AdaptiveMomentMatching(DriftPolicy):
         return torch.stack([filtered[0], torch.where(gain[1] == 1, batch[1], filtered[1].sqrt())])
 
     def _scale(self, batch: BatchMoments) -> Tensor:
-        """Return the square of the unit of each moment, (2, d), or (d,) where both have the same."""
+        """Return the square of the unit of each moment, (2, d), or less where some have the same."""
         variance = batch.values[1].square()
         both = variance if self.filter == "sigma" else torch.stack([variance, variance.square()])
         return self._pooled(both).clamp_min(TINY)
@@ -156,11 +156,11 @@ class AdaptiveMomentMatching(DriftPolicy):
         mean, spread = batch.noise
         if self.filter == "sigma":  # the delta rule, d(sigma) = d(variance) / (2 sigma)
             spread = spread / (4 * batch.values[1].square()).clamp_min(TINY)
-        return scale, self._pooled(torch.stack([mean, spread])) / scale
+        return scale, (self._pooled(torch.stack([mean, spread])) / scale).expand_as(batch.values)
 
     def _pooled(self, values: Tensor) -> Tensor:
-        """Return `values` (…, d), or their means over dimensions where these share a gain."""
-        return values if self.gain == "dimension" else values.mean(-1, keepdim=True).expand_as(values)
+        """Return `values` (…, d), or their means over dimensions (…, 1) where these share a gain."""
+        return values if self.gain == "dimension" else values.mean(-1, keepdim=True)
 
 
 Drift = Annotated[  # what a configuration file names by `kind`

@@ -222,7 +222,7 @@ class EmbeddingMemory(FixedBuffers):
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift (d,) from rows as they are stored to current embeddings; needs a correcting policy."""
-        mean, std = self.drift_moments
+        mean, std = self.drift_moments.unbind()
         if self.config.drift.anchor != "memory":
             return std, mean
         sharded = self.config.distributed == "sharded" and ranks()[0] > 1
@@ -263,6 +263,8 @@ class EmbeddingMemory(FixedBuffers):
         )
 
     def _set(self, state: DriftState) -> None:
-        for name, value in state._asdict().items():
-            buffer = getattr(self, f"drift_{name}")
-            setattr(self, f"drift_{name}", value.detach().to(buffer.device))
+        for name, value in zip(DriftState._fields, state, strict=True):
+            held = self._buffers[f"drift_{name}"]
+            assert held is not None
+            if value is not held:
+                self._buffers[f"drift_{name}"] = value.to(held.device)

@@ -43,8 +43,8 @@ def observe(
     """
     if kernels is None:
         # The first batch takes another way through the policies, once.
-        first = not len(values) or int(state.steps) == 0
-        kernels = values.is_cuda and reduce is None and not first and why_not(values) is None
+        plain = not values.is_cuda or reduce is not None or not len(values)
+        kernels = not plain and int(state.steps) > 0 and why_not(values) is None
     setting = filter_of(policy, floor) if kernels else None
     if setting is not None:
         before = Before(state.moments, state.error, state.gain, state.surprise, state.evidence, state.drift)
@@ -82,4 +82,5 @@ def filter_of(policy: DriftPolicy, floor: float) -> Filter | None:
 
 def standardised(values: Tensor, moments: Tensor) -> Tensor:
     """Return `values` (b, d) less the mean and over the standard deviation of `moments` (2, d)."""
-    return (values - moments[0]) / moments[1]
+    mean, std = moments.unbind()
+    return (values - mean).div_(std)

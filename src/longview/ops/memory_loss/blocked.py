@@ -9,20 +9,30 @@ Shapes: b anchors, m rows of the memory, d width, c rows of a tile.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from longview.ops.memory_loss.buffers import Buffers
 from longview.ops.memory_loss.end import End, finish, log_of
 from longview.ops.memory_loss.forms import Form, Plan, plan_of
 from longview.ops.memory_loss.losses import PairLoss
 from longview.ops.memory_loss.pairs import Pairs, View, among, left_out
 from longview.ops.memory_loss.path import fast_products
 from longview.ops.memory_loss.reference import TINY
-from longview.ops.memory_loss.tiles import NO_ROW, Running, add_product, add_tile, circle, over_margin, weights_at_end
+from longview.ops.memory_loss.tiles import (
+    NO_ROW,
+    Running,
+    add_product,
+    add_tile,
+    circle,
+    over_margin,
+    rate_of,
+    value_at,
+    weights_at_end,
+)
 from longview.ops.softmax_loss.numerics import (
     accumulation_dtype,
     product,
@@ -33,9 +43,9 @@ from longview.ops.softmax_loss.numerics import (
 CPU_BLOCK = 1 << 20
 DEVICE_BLOCK = 1 << 24
 LEAST, LARGEST = 1e-30, 1e30  # a sum of powers outside has lost digits, or is about to overflow
+ABOVE = 1 << 12  # powers that rounded exponents may be above the guess: so far off, a power errs by 2 %
 SAMPLE = 2048  # rows of the memory that a largest exponent is guessed from
 FEW = 4  # a tile's special columns are masked apart where they are less than one in FEW
-KEPT = threading.local()  # buffers that a loss on the CPU leaves to the next of its thread: `CPU_BLOCK` values each
 
 
 class BlockedMemoryLoss(torch.autograd.Function):
@@ -93,7 +103,7 @@ class _Problem:
         self.size = min(size, max(1, len(reference)))
         # A part for each thread, which reads again what it has in its own cache.
         self.parts = min(torch.get_num_threads(), 1 + self.size // 256) if on_cpu and not half else 1
-        self._buffers: dict[str, Tensor] = {}
+        self.buffers = Buffers(reference.device)
         self.hit, self.special = self._special()
 
     def _special(self) -> tuple[Tensor, Tensor]:
@@ -126,8 +136,7 @@ class _Problem:
             # One pass less a tile. An accelerator would have to be asked how it went.
             guess = self._guess(form)
             running = self._sums(form, given, gradient, guess)
-            # A sum of more than the number of rows has exponents above the guess: there rounded ones are coarse.
-            most = len(self.memory) if self._rough(form, guess) else LARGEST
+            most = min(LARGEST, len(self.memory) * ABOVE) if self._rough(form, guess) else LARGEST
             if bool(((running.second > LEAST) & (running.second < most)).all()):
                 return running
         return self._sums(form, given, gradient, None)
@@ -159,7 +168,7 @@ class _Problem:
         Only where they are small when they matter: what is over a margin, or an exponent near the largest one.
         """
         halves = self.low != self.wide and not self.memory.is_cuda
-        small = form.sums == "margin" or (form.sums == "power" and largest is not None)
+        small = form.sums == "margin" or (form.sums in ("power", "circle") and largest is not None)
         return halves and form.pairs != "positive" and small
 
     def _guess(self, form: Form) -> Tensor:
@@ -169,12 +178,13 @@ class _Problem:
             return self.embeddings.new_zeros(len(self.embeddings), 1)
         some = self._seen(self.memory[ordinary[:: -(-len(ordinary) // SAMPLE)]])
         products = product(self.embeddings.to(self.low), some.to(self.low).mT)
-        x = products * form.sign
+        # Exponents grow, or those of a circle are convex: the largest one is at an end.
+        ends = torch.cat(products.aminmax(dim=1, keepdim=True), 1).to(self.wide) * form.sign
         if form.sums == "circle":
-            x, _ = circle(form, x.to(self.wide).add_((form.u + form.v) / 2), None, None)
+            ends, _ = circle(form, ends.add_((form.u + form.v) / 2), None, None)
         else:
-            x = (x.amax(1, keepdim=True) + form.u) * form.factor
-        return x.amax(1, keepdim=True).to(self.low).to(self.wide)
+            ends = (ends + form.u) * rate_of(form)
+        return ends.amax(1, keepdim=True).to(self.low).to(self.wide)
 
     def _gather(self, running: Running) -> None:
         """Make the weighted sums of single rows."""
@@ -191,40 +201,45 @@ class _Problem:
         The last are the factors of the pairs (b, c), where the form has some. All are overwritten by the next tile.
         """
         positive = form.pairs == "positive"
-        scaled = form.sign * (form.factor if form.sums in ("power", "pull") else 1.0)
-        offsets = {"margin": -form.u, "power": form.factor * form.u, "circle": (form.u + form.v) / 2}
+        scaled = form.sign * {"power": rate_of(form), "pull": form.factor}.get(form.sums, 1.0)
+        offsets = {"margin": -form.u, "power": rate_of(form) * form.u, "circle": (form.u + form.v) / 2}
         offset = offsets.get(form.sums, 0.0)
         query, special = self.embeddings * scaled, self._columns(form)
         before = query.new_full((len(query), 1), offset) if offset else None
         if largest is not None and form.sums == "power":
             before = offset - largest
+        if rough and form.sums == "circle" and largest is not None:
+            before = (offset - value_at(form, largest)).to(self.low).to(self.wide)
         for start in range(0, len(self.hit) if positive else len(self.memory), self.size):
             stop = start + self.size
             if positive:
                 rows = self.hit[start:stop]
-                seen_cd = self._seen(self.memory[rows])
+                seen_cd = self._seen(self._taken(rows))
             else:
                 seen_cd = self._seen(self.memory[start:stop])
                 rows = torch.arange(start, start + len(seen_cd), device=seen_cd.device)
-            x, near = self._values(query, seen_cd, before, rough), None
+            x, near = self._values(query, seen_cd, before, rough, form.sums == "circle"), None
             if form.sums == "circle":
+                if rough and before is not None:  # the largest one's value was taken off, for the rounding
+                    x = self.buffers.matrix("values", x.mT.shape, self.wide).mT.copy_(x).add_(offset - before)
                 # Written as the tile lies.
-                out = None if x.is_cuda else self._buffer("more", tuple(x.mT.shape)).mT
+                out = None if x.is_cuda else self.buffers.matrix("more", x.mT.shape, self.wide).mT
                 x, near = circle(form, x, largest, out)
             self._mask(form, x, rows, special if positive else special[start:stop])
             yield rows, seen_cd, x, near
             del x, near  # before the next tile is made
 
-    def _values(self, query: Tensor, seen_cd: Tensor, before: Tensor | None, rough: bool) -> Tensor:
-        """Return (b, c) products, plus `before` (b, 1)."""
+    def _values(self, query: Tensor, seen_cd: Tensor, before: Tensor | None, rough: bool, tall: bool) -> Tensor:
+        """Return (b, c) products, plus `before` (b, 1); rough ones made as (c, b) where `tall`, others anyway."""
         if rough:  # rounded after the addition
-            added = query.new_zeros(1, 1) if before is None else before
-            return torch.addmm(added.to(self.low), query.to(self.low), seen_cd.to(self.low).mT)
+            added = (query.new_zeros(1, 1) if before is None else before).to(self.low)
+            low, seen_low = query.to(self.low), seen_cd.to(self.low)
+            return torch.addmm(added.mT, seen_low, low.mT).mT if tall else torch.addmm(added, low, seen_low.mT)
         if seen_cd.is_cuda:
             x = product(query.to(self.low), seen_cd.to(self.low).mT)
             return x if before is None else x.add_(before)
         # Libraries for CPUs write tall products a third faster than wide ones.
-        wide_cd, out = seen_cd.to(self.wide), self._buffer("values", (len(seen_cd), len(query)))
+        wide_cd, out = seen_cd.to(self.wide), self.buffers.matrix("values", (len(seen_cd), len(query)), self.wide)
         x = (
             torch.mm(wide_cd, query.mT, out=out)
             if before is None
@@ -237,7 +252,7 @@ class _Problem:
         if x.is_cuda:
             x.masked_fill_(x >= given, -torch.inf)
         else:  # libraries for CPUs apply a mask of numbers ten times as fast as one of truths
-            over = torch.ge(x, given, out=self._buffer("more", tuple(x.mT.shape)).mT)
+            over = torch.ge(x, given, out=self.buffers.matrix("more", x.mT.shape, self.wide).mT)
             x.add_(over, alpha=torch.finfo(x.dtype).min)
 
     def _seen(self, memory_cd: Tensor) -> Tensor:
@@ -246,20 +261,16 @@ class _Problem:
         if not scale and not norms:
             # The bits of a product on a CPU depend on whether an operand begins at a multiple of 64 bytes.
             return memory_cd if memory_cd.is_cuda or memory_cd.data_ptr() % 64 == 0 else memory_cd.clone()
-        out = self._buffer("seen", tuple(memory_cd.shape))
+        out = self.buffers.matrix("seen", memory_cd.shape, self.wide)
         seen = torch.addcmul(self.shift, memory_cd, self.scale, out=out) if scale else out.copy_(memory_cd)
-        if norms:
-            seen.div_(torch.linalg.vector_norm(seen, dim=1, keepdim=True).clamp_(min=TINY))
+        if norms:  # a product is half as dear as a quotient
+            seen.mul_(torch.linalg.vector_norm(seen, dim=1, keepdim=True).clamp_(min=TINY).reciprocal_())
         return seen
 
-    def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return memory of this shape that every tile uses again: fresh pages cost a CPU more than a pass."""
-        kept: dict[str, Tensor] = vars(KEPT) if self.memory.device.type == "cpu" else self._buffers
-        key = f"{name} {self.wide}"
-        held = kept.get(key)
-        if held is None or held.numel() < shape[0] * shape[1]:
-            held = kept[key] = torch.empty(shape, dtype=self.wide, device=self.memory.device)
-        return held.flatten()[: shape[0] * shape[1]].view(shape)
+    def _taken(self, rows: Tensor) -> Tensor:
+        """Return single rows of the memory (c, d), in the buffer that `_seen` writes to where that has their dtype."""
+        out = self.buffers.matrix("seen", (len(rows), self.memory.shape[1]), self.memory.dtype)
+        return torch.index_select(self.memory, 0, rows, out=out)
 
     def _columns(self, form: Form) -> Tensor:
         """Return (m,) which columns a walk has to look at pair by pair; the positives' walk looks at all."""

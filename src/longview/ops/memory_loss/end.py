@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from longview.ops.memory_loss.forms import Plan
-from longview.ops.memory_loss.tiles import Running
+from longview.ops.memory_loss.tiles import LOG2_E, Running
 
 
 class End(NamedTuple):
@@ -57,7 +57,7 @@ def finish(plan: Plan, positives: Running, negatives: Running, apart: bool) -> E
 
 def log_of(walk: Running) -> Tensor:
     """Return the log of the sum of powers, -inf where there was none."""
-    return walk.second.log() + walk.first.where(walk.first != -torch.inf, 0.0)
+    return walk.second.log() + walk.first.where(walk.first != -torch.inf, 0.0) / LOG2_E
 
 
 def inverse_of(total: Tensor) -> Tensor:
