@@ -159,19 +159,15 @@ def _projections(problem: Problem) -> dict[str, Call]:
 
 
 def _outputs(problem: Problem) -> dict[str, Call]:
-    from longview.ops.hstu_layer.triton_output import Gate, gate_forward, output
+    from longview.ops.hstu_layer.triton_output import Gate, gated_output
 
     z, p, s = problem.z.detach(), problem.parameters, problem.settings
     a, u = problem.d_out, _torch_projection(z, p, s)[:, : s.gate]
     gate = Gate(p.attention_norm_weight, p.attention_norm_bias, s.groups, s.epsilon, s.dropout, draw_seed("cuda"))
     compiled = torch.compile(_torch_output)
 
-    def ours() -> Tensor:
-        gated, _ = gate_forward(a, u, gate)
-        return output(z, gated, p.output_weight, p.output_bias)
-
     return {
-        "ours": ours,
+        "ours": lambda: gated_output(z, a, u, gate, p.output_weight, p.output_bias),
         BARE: lambda: F.linear(a, p.output_weight),
         "torch, eager": lambda: _torch_output(z, a, u, p, s),
         "torch, compiled": lambda: compiled(z, a, u, p, s),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longview.ops.hstu_layer.tiling import IN_OUTPUT, IN_PROJECTION, SHARED, Staying, stages_for, staying
+from longview.ops.hstu_layer.tiling import IN_PROJECTION, PART, SHARED, Staying, ring_of, stages_for, staying
 from tests.ops.hstu_layer.helpers import DEVICE
 from tests.ops.offline import compiled
 
@@ -103,33 +103,64 @@ class TestRowsThatStay:
         for found, wanted in zip(statistics, expected_statistics, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
-    @needs_hopper
-    @pytest.mark.parametrize("parts", [1, 2])
-    @pytest.mark.parametrize("product", [torch.bfloat16, torch.float16])
-    def test_output(self, product: torch.dtype, parts: int) -> None:
-        from longview.ops.hstu_layer.gluon_output import output_staying
-
-        z, gated = normal(300, 512).to(product), normal(300, 256, seed=1).to(product)
-        weight, bias = (normal(512, 256, seed=3) / 16).to(product), normal(512, seed=4)
-        launch = Staying(stages_for(256, **IN_OUTPUT), parts=parts, **IN_OUTPUT)
-        results = [torch.full_like(z, float("nan")) for _ in range(20)]
-        for out in results:
-            output_staying(z, gated, weight, bias, out, launch)
-        expected = z.double() + gated.double() @ weight.double().T + bias.double()
-        assert (results[0].double() - expected).norm() < 4e-3 * expected.norm()
-        assert all(torch.equal(out, results[0]) for out in results)
-
-    @pytest.mark.parametrize("form", [IN_PROJECTION, IN_OUTPUT])
     @pytest.mark.parametrize("inner", [256, 384, 512])
-    def test_stages_fit_beside_rows_and_tiles(self, inner: int, form: dict[str, int]) -> None:
-        stages = stages_for(inner, **form)
-        assert (inner // form["depth"]) % stages == 0
-        assert 2 * 128 * (inner + 128 * form["leaving"] + stages * form["depth"]) <= SHARED
+    def test_stages_fit_beside_rows_and_tiles(self, inner: int) -> None:
+        stages = stages_for(inner, **IN_PROJECTION)
+        assert (inner // IN_PROJECTION["depth"]) % stages == 0
+        assert 2 * 128 * (inner + 128 * IN_PROJECTION["leaving"] + stages * IN_PROJECTION["depth"]) <= SHARED
 
     def test_other_devices_and_dtypes_have_the_plain_kernels(self) -> None:
         for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
             assert staying(torch.float32, 10**6, 512, 2048, torch.device(device), **IN_PROJECTION) is None
         assert staying(torch.bfloat16, 10**6, 512, 2048, torch.device("cpu"), **IN_PROJECTION) is None
+
+
+class TestWeightsThatStay:
+    @needs_hopper
+    @pytest.mark.parametrize("tokens", [1, 64, 300, 64 * 70 + 1, 40000])
+    @pytest.mark.parametrize(("inner", "width"), [(256, 256), (256, 512), (384, 768), (512, 512)])
+    @pytest.mark.parametrize("product", [torch.bfloat16, torch.float16])
+    def test_output(self, product: torch.dtype, inner: int, width: int, tokens: int) -> None:
+        from longview.ops.hstu_layer.gluon_output import output_held
+
+        z, gated = normal(tokens, width).to(product), normal(tokens, inner, seed=1).to(product)
+        weight, bias = (normal(width, inner, seed=3) / 16).to(product), normal(width, seed=4)
+        results = [torch.full_like(z, float("nan")) for _ in range(10)]
+        for out in results:
+            output_held(z, gated, weight, bias, out)
+        expected = z.double() + gated.double() @ weight.double().T + bias.double()
+        assert (results[0].double() - expected).norm() < 4e-3 * expected.norm()
+        assert all(torch.equal(out, results[0]) for out in results)
+
+    @needs_hopper
+    @pytest.mark.parametrize("rate", [0.0, 0.2])
+    @pytest.mark.parametrize("width", [256, 512])
+    def test_the_product_may_begin_before_the_gate_ends(self, width: int, rate: float) -> None:
+        from longview.ops.hstu_layer.triton_output import Gate, gate_forward, gated_output, holds, output
+
+        tokens = 70001
+        z, a, u = (normal(tokens, width, seed=i).bfloat16() for i in range(3))
+        weight = (normal(width, width, seed=3) / 16).bfloat16()
+        scale, shift, bias = (normal(width, seed=i) for i in (4, 5, 6))
+        seed = torch.tensor([1 << 61], device=z.device) if rate else None
+        gate = Gate(scale, shift, 1, 1e-6, rate, seed)
+        assert holds(z, a)
+        gated, statistics = gate_forward(a, u, gate)
+        expected = output(z, gated, weight, bias)
+        for _ in range(10):
+            # Memory that was just given back is what the next call gets: what has not arrived would be found.
+            torch.full_like(z, float("nan")), torch.full_like(a, float("nan"))
+            found, found_gated, found_statistics = gated_output(z, a, u, gate, weight, bias)
+            assert torch.equal(found, expected)
+            assert torch.equal(found_gated, gated)
+            assert all(torch.equal(x, y) for x, y in zip(found_statistics, statistics, strict=True))
+
+    @pytest.mark.parametrize("inner", [256, 384, 512])
+    def test_the_ring_has_whole_tiles_and_fits_beside_weights_and_a_tile(self, inner: int) -> None:
+        stages, chunk = ring_of(inner), 2 * PART * PART
+        assert stages > 0
+        assert stages % (inner // PART) == 0
+        assert stages * chunk + 2 * 128 * inner + 4 * chunk <= SHARED
 
 
 @pytest.mark.slow

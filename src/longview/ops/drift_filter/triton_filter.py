@@ -215,8 +215,10 @@ def filter_moments(
     if ANCHOR != "memory":
         if ANCHOR == "batch":
             mean_d, std_d = own_mean_d, own_std_d
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        place = row.to(tl.int64)[:, None] * WIDTH + dims[None, :]
-        taken = (row < b)[:, None] & inside[None, :]
-        x_rd = tl.load(values + place, mask=taken, other=0.0)
-        tl.store(stored + place, tl.div_rn(x_rd - mean_d[None, :], tl.zeros_like(x_rd) + std_d[None, :]), mask=taken)
+        start, row = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
+        taken = (start + row < b)[:, None] & inside[None, :]
+        begin = start.to(tl.int64) * WIDTH  # within the block, 32 bits tell the place
+        place = row[:, None] * WIDTH + dims[None, :]
+        x_rd = tl.load(values + begin + place, mask=taken, other=0.0)
+        standard_rd = tl.div_rn(x_rd - mean_d[None, :], tl.zeros_like(x_rd) + std_d[None, :])
+        tl.store(stored + begin + place, standard_rd, mask=taken)

@@ -21,7 +21,7 @@ from longview.ops.hstu_layer.eight_bit import output_in_8_bits, project_in_8_bit
 from longview.ops.hstu_layer.settings import Attention, LayerParameters, LayerSettings
 from longview.ops.hstu_layer.triton_backward import gate_backward, silu_backward_
 from longview.ops.hstu_layer.triton_norm import Statistics, normalise_backward
-from longview.ops.hstu_layer.triton_output import Gate, gate_forward, output
+from longview.ops.hstu_layer.triton_output import Gate, gated_output
 from longview.ops.hstu_layer.triton_parameters import column_sums, projection_gradients
 from longview.ops.hstu_layer.triton_project import Folded, Projected, fold, project
 from longview.ops.kernels import on_device_of
@@ -149,8 +149,8 @@ def _output(
     if call.settings.fp8_output:
         out, statistics = output_in_8_bits(z_TD, a_TG, u_TG, gate, parameters)
         return out, None, statistics
-    gated, statistics = gate_forward(a_TG, u_TG, gate)
-    return output(z_TD, gated, parameters.output_weight.to(call.product), parameters.output_bias), gated, statistics
+    weight = parameters.output_weight.to(call.product)
+    return gated_output(z_TD, a_TG, u_TG, gate, weight, parameters.output_bias)
 
 
 def _heads(x_TC: Tensor, settings: LayerSettings) -> Tensor:

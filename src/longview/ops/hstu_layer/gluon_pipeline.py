@@ -1,11 +1,11 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator"
-"""What the products of a narrow layer share on Hopper: one operand that stays in shared memory, and warps with roles.
+"""Products of a narrow layer on Hopper: one operand stays in shared memory, and warps have roles.
 
 The projection (`gluon_project.py`) keeps a block of BM rows, all K columns of them, and goes over the columns of the
 result, BN at a time: `fill` and `multiply`. The output product (`gluon_output.py`) keeps weights and goes over the
-rows. One warp fills shared memory; two warpgroups multiply in turns, so that one finishes and stores its tile while the
-other keeps the tensor cores busy. Plain Triton reads the rows once more for every tile and cannot give warps roles,
-hence Gluon, a part of Triton.
+rows; it shares what is below these two. One warp fills shared memory; two warpgroups multiply in turns, so that one
+finishes and stores its tile while the other keeps the tensor cores busy. Plain Triton reads the rows once more for
+every tile and cannot give warps roles, hence Gluon, a part of Triton.
 
 An `mbarrier` knows only whether its last phase was even or odd: whoever waits must know that the phase before has
 passed. `turn` and `free` are that knowledge where an order of filling would not suffice.
@@ -72,34 +72,30 @@ def fill(x, w, rows, weights, ring, T, N: gl.constexpr, PARTS: gl.constexpr):
 
 
 @gluon.jit
-def multiply(rows, weights, ring, turn, tile, which, last, layout: gl.constexpr, ROWS_STAY: gl.constexpr = True):
+def multiply(rows, weights, ring, turn, tile, which, last, layout: gl.constexpr):
     """Return a tile (BM, BN) of rows @ weights.T once it is its turn.
 
-    `tile` counts the tiles of this program, `which` what has stayed: its items, or 0 where weights do, for good.
-    `last`: the caller will not use rows that stay again.
+    `tile` and `which` count the tiles and the items of this program. `last`: the caller will not use the rows again.
     """
-    here, given_back, full, empty = ring
-    CHUNKS: gl.constexpr = rows.shape[0] if ROWS_STAY else weights.shape[0]
-    STAGES: gl.constexpr = weights.shape[0] if ROWS_STAY else rows.shape[0]
+    rows_full, rows_empty, full, empty = ring
+    CHUNKS: gl.constexpr = rows.shape[0]
+    STAGES: gl.constexpr = weights.shape[0]
     BM: gl.constexpr = rows.shape[1]
     BN: gl.constexpr = weights.shape[1]
     gl.static_assert(CHUNKS % STAGES == 0 and STAGES > 2)  # one is multiplied, one given back, one filled
     acc = gl.zeros((BM, BN), gl.float32, layout)
     mbarrier.wait(turn.index(0), (tile + 1) & 1)
     for k in range(CHUNKS):
-        mbarrier.wait(here.index(k), which & 1)
+        mbarrier.wait(rows_full.index(k), which & 1)
         mbarrier.wait(full.index(k % STAGES), (tile * (CHUNKS // STAGES) + k // STAGES) & 1)
-        row, weight = (k, k % STAGES) if ROWS_STAY else (k % STAGES, k)
-        acc = warpgroup_mma(rows.index(row), weights.index(weight).permute((1, 0)), acc, use_acc=k > 0, is_async=True)
+        acc = warpgroup_mma(rows.index(k), weights.index(k % STAGES).permute((1, 0)), acc, use_acc=k > 0, is_async=True)
         acc = warpgroup_mma_wait(1, deps=(acc,))  # the product of the chunk before is done
         mbarrier.arrive(empty.index((k + STAGES - 1) % STAGES), count=1, pred=k > 0)
-        if ROWS_STAY:
-            mbarrier.arrive(given_back.index(gl.maximum(k - 1, 0)), count=1, pred=last & (k > 0))
+        mbarrier.arrive(rows_empty.index(gl.maximum(k - 1, 0)), count=1, pred=last & (k > 0))
     mbarrier.arrive(turn.index(0), count=1)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     mbarrier.arrive(empty.index(STAGES - 1), count=1)
-    if ROWS_STAY:
-        mbarrier.arrive(given_back.index(CHUNKS - 1), count=1, pred=last)
+    mbarrier.arrive(rows_empty.index(CHUNKS - 1), count=1, pred=last)
     return acc
 
 
@@ -118,17 +114,17 @@ def leave(value, out, leaving, m, n):
     tma.store_wait(0)
 
 
-def layout_of(columns: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
-    """Return the layout in shared memory of a (BLOCK, columns) tile."""
-    return gl.NVMMASharedLayout.get_default_for([BLOCK, columns], NAMES[dtype])
+def layout_of(columns: int, dtype: torch.dtype, rows: int = BLOCK) -> gl.NVMMASharedLayout:
+    """Return the layout in shared memory of a (rows, columns) tile."""
+    return gl.NVMMASharedLayout.get_default_for([rows, columns], NAMES[dtype])
 
 
-def described(x: Tensor, columns: int) -> TensorDescriptor:
-    """Return a descriptor of x by tiles of (BLOCK, columns)."""
-    return TensorDescriptor.from_tensor(x, [BLOCK, columns], layout_of(columns, x.dtype))
+def described(x: Tensor, columns: int, rows: int = BLOCK) -> TensorDescriptor:
+    """Return a descriptor of x by tiles of (rows, columns)."""
+    return TensorDescriptor.from_tensor(x, [rows, columns], layout_of(columns, x.dtype, rows))
 
 
-def type_of(columns: int, dtype: torch.dtype) -> str:
+def type_of(columns: int, dtype: torch.dtype, rows: int = BLOCK) -> str:
     """Return the type of such a descriptor in a kernel's signature."""
     names: dict[Any, str] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    return f"tensordesc<{names[dtype]}[{BLOCK}, {columns}],{layout_of(columns, dtype)!r}>"
+    return f"tensordesc<{names[dtype]}[{rows}, {columns}],{layout_of(columns, dtype, rows)!r}>"

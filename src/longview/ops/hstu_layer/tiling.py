@@ -11,10 +11,10 @@ ROOMY = (9, 10)  # major compute capabilities with 227 KB of shared memory a pro
 HOPPER = 9
 GLUON = ("3.6",)  # versions of Triton whose Gluon, still experimental, the kernels with staying rows are written for
 BLOCK = 128  # rows and columns of a tile where one operand stays in shared memory
+PART = 64  # tokens of a tile, and columns of what a group of warps keeps of it, where weights stay in registers, too
 WIDEST = 512  # columns of a row that fit beside the stages
 SHARED = 226 << 10  # bytes for the operand that stays, the stages of the other and the tile that leaves
 IN_PROJECTION = {"depth": 64, "leaving": 1}  # see Staying
-IN_OUTPUT = {"depth": 64, "leaving": 1}
 SHARE = 4  # items of work for each multiprocessor, if the columns can be cut that fine
 
 
@@ -87,7 +87,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class Staying:
-    """How a product with one operand that stays in shared memory is launched (`gluon_pipeline.py`)."""
+    """How the projection is launched where rows stay in shared memory (`gluon_project.py`)."""
 
     stages: int  # of the other operand: one is multiplied, one given back, the others filled
     depth: int  # columns of a chunk of the inner dimension
@@ -95,7 +95,7 @@ class Staying:
     parts: int  # of the columns, each work of its own
 
     def constants(self) -> dict[str, int]:
-        """Return the compile-time arguments both kernels share."""
+        """Return the compile-time arguments."""
         return {"STAGES": self.stages, "LEAVING": self.leaving, "PARTS": self.parts}
 
     def programs(self, rows: int, device: torch.device) -> int:
@@ -106,21 +106,26 @@ class Staying:
 def staying(
     product: torch.dtype, rows: int, inner: int, columns: int, device: torch.device, *, depth: int, leaving: int
 ) -> Staying | None:
-    """Return how the product (rows × inner) @ (inner × columns) is launched with staying rows.
+    """Return how the product (rows × inner) @ (inner × columns) is launched with staying rows, None where it is not."""
+    parts = parts_of(product, rows, inner, columns, device)
+    return None if parts is None else Staying(stages_for(inner, depth, leaving), depth, leaving, parts)
 
-    None where these kernels cannot run or don't pay: other GPUs than Hopper, other versions of Triton, float32, wide
-    or odd sizes, too few rows to keep every multiprocessor busy.
+
+def parts_of(product: torch.dtype, rows: int, inner: int, columns: int, device: torch.device) -> int | None:
+    """Return into how many parts the columns of the product (rows × inner) @ (inner × columns) must be cut.
+
+    None where products with an operand that stays cannot run or don't pay: other GPUs than Hopper, other versions of
+    Triton, float32, wide or odd sizes, too few rows to keep every multiprocessor busy.
     """
     fits = inner % BLOCK == 0 and BLOCK < inner <= WIDEST and columns % (2 * BLOCK) == 0
     if not fits or product == torch.float32 or why_no_staying(device) is not None:
         return None
     blocks, most = -(-rows // BLOCK), columns // (2 * BLOCK)
-    parts = next((p for p in (1, 2, 4) if most % p == 0 and blocks * p >= SHARE * processors(device)), None)
-    return None if parts is None else Staying(stages_for(inner, depth, leaving), depth, leaving, parts)
+    return next((p for p in (1, 2, 4) if most % p == 0 and blocks * p >= SHARE * processors(device)), None)
 
 
 def why_no_staying(device: torch.device | str) -> str | None:
-    """Return why products with staying rows cannot run on `device`, in a sentence, or None where they can."""
+    """Return why products with an operand that stays cannot run on `device`, in a sentence, or None where they can."""
     device = torch.device(device)
     if device.type != "cuda":
         return f"they are written for Hopper GPUs, and the device is {device.type}"
@@ -139,3 +144,12 @@ def stages_for(inner: int, depth: int, leaving: int) -> int:
     chunks = inner // depth
     free = SHARED - 2 * BLOCK * (inner + BLOCK * leaving)
     return max(s for s in (3, 4) if chunks % s == 0 and s * 2 * BLOCK * depth <= free)
+
+
+def ring_of(inner: int) -> int:
+    """Return the chunks of 16-bit tokens that fit beside half the weights of a program and the tile that leaves.
+
+    They are those of whole tiles: see `gluon_output.py`.
+    """
+    chunks, chunk = inner // PART, 2 * PART * PART
+    return (SHARED - 2 * chunks * chunk - 4 * chunk) // (chunks * chunk) * chunks

@@ -19,11 +19,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longview.ops.dropout.counter import kept_scale, level
 from longview.ops.dropout.triton_counter import kept
-from longview.ops.hstu_layer.tiling import IN_OUTPUT, Tiling, Walk, roomy, staying
+from longview.ops.hstu_layer.tiling import Tiling, Walk, parts_of, roomy
 from longview.ops.hstu_layer.triton_norm import Statistics
 from longview.ops.hstu_layer.triton_numerics import halves_of, tile_of
 
@@ -49,9 +50,11 @@ class Gate:
 @triton.jit(do_not_specialize=["level", "groups_total"])
 def gate_kernel(
     a, u, gated, mean, rstd, gamma, beta, seed, level, kept_by, groups_total, u_stride, epsilon,
-    W: tl.constexpr, GROUPS: tl.constexpr, R: tl.constexpr, WP: tl.constexpr, DROP: tl.constexpr,
+    W: tl.constexpr, GROUPS: tl.constexpr, R: tl.constexpr, WP: tl.constexpr, DROP: tl.constexpr, NEXT: tl.constexpr,
 ):  # fmt: skip
-    """gated = mask * norm(a) * u for R groups, and their statistics."""
+    """gated = mask * norm(a) * u for R groups, and their statistics. NEXT: a kernel that waits for them may begin."""
+    if NEXT:
+        gdc_launch_dependents()
     group = tl.program_id(0) * R + tl.arange(0, R)
     column = tl.arange(0, WP)
     there = group < groups_total
@@ -66,12 +69,28 @@ def gate_kernel(
     scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / W + epsilon)
     tl.store(mean + group, mu, mask=there)
     tl.store(rstd + group, scale, mask=there)
-    g = tl.load(gamma + column, mask=column < W, other=0.0).to(tl.float32)
-    b = tl.load(beta + column, mask=column < W, other=0.0).to(tl.float32)
+    g, b = columns_of(gamma, W, WP), columns_of(beta, W, WP)
     y = (centred * scale[:, None] * g[None, :] + b[None, :]) * gate
-    if DROP:
-        y = tl.where(kept(tl.load(seed), token, first, level, WP), y * kept_by, 0.0)
+    if DROP:  # a factor: a chosen y would be rounded in pairs, taken apart, chosen and put together again
+        y *= tl.where(kept(tl.load(seed), token, first, level, WP), kept_by, 0.0)
     tl.store(gated + at, y, mask=live)
+
+
+@triton.jit
+def columns_of(values, W: tl.constexpr, WP: tl.constexpr):
+    """Return W values, padded to WP, as float32, for threads that hold eight neighbouring columns of 16-bit rows.
+
+    A thread reads four float32 values at a time, and read in one go they would have to change threads.
+    """
+    if values.dtype.element_ty == tl.float32:
+        column = 8 * tl.arange(0, WP // 8)[:, None] + tl.arange(0, 4)[None, :]
+        low = tl.load(values + column, mask=column < W, other=0.0)
+        high = tl.load(values + column + 4, mask=column + 4 < W, other=0.0)
+        result = tl.join(low, high).permute(0, 2, 1).reshape(WP)
+    else:
+        column = tl.arange(0, WP)
+        result = tl.load(values + column, mask=column < W, other=0.0).to(tl.float32)
+    return result
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -112,8 +131,25 @@ def _leave(x, z, out, m, n):
     out.store([m, n], (x + z.load([m, n]).to(tl.float32)).to(out.dtype))
 
 
-def gate_forward(a_TG: Tensor, u_TG: Tensor, gate: Gate, walk: Walk = FORWARD) -> tuple[Tensor, Statistics]:
-    """Return the gated rows (T, G) in the dtype of A, and the statistics of each group (T·groups,)."""
+def gated_output(
+    z_TD: Tensor, a_TG: Tensor, u_TG: Tensor, gate: Gate, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Statistics]:
+    """Return z + Linear(gated) (T, D), the gated rows and their statistics: `gate_forward`, then `output`.
+
+    On Hopper, the product's programs begin while those of the gate end.
+    """
+    following = holds(z_TD, a_TG)
+    gated, statistics = gate_forward(a_TG, u_TG, gate, following=following)
+    return output(z_TD, gated, weight, bias, after_gate=following), gated, statistics
+
+
+def gate_forward(
+    a_TG: Tensor, u_TG: Tensor, gate: Gate, walk: Walk = FORWARD, *, following: bool = False
+) -> tuple[Tensor, Statistics]:
+    """Return the gated rows (T, G) in the dtype of A, and the statistics of each group (T·groups,).
+
+    `following`: a kernel for Hopper comes next, which waits for the rows itself.
+    """
     rows, width = a_TG.shape
     groups, wide = rows * gate.groups, width // gate.groups
     mean, rstd = (a_TG.new_empty(groups, dtype=torch.float32) for _ in range(2))
@@ -122,24 +158,32 @@ def gate_forward(a_TG: Tensor, u_TG: Tensor, gate: Gate, walk: Walk = FORWARD) -
     gate_kernel[(walk.programs(groups, padded, a_TG.device),)](
         a_TG, u_TG, gated, mean, rstd, gate.weight, gate.bias, **gate.dropout(),
         groups_total=groups, u_stride=u_TG.stride(0), epsilon=gate.epsilon,
-        W=wide, GROUPS=gate.groups, R=walk.rows(padded), WP=padded, DROP=gate.rate > 0, num_warps=walk.warps,
+        W=wide, GROUPS=gate.groups, R=walk.rows(padded), WP=padded, DROP=gate.rate > 0, NEXT=following,
+        num_warps=walk.warps,
     )  # fmt: skip
     return gated, (mean, rstd)
 
 
-def output(z_TD: Tensor, gated_TG: Tensor, weight: Tensor, bias: Tensor, tiling: Tiling | None = None) -> Tensor:
+def output(
+    z_TD: Tensor,
+    gated_TG: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    tiling: Tiling | None = None,
+    *,
+    after_gate: bool = False,
+) -> Tensor:
     """Return z + Linear(gated) (T, D) in the dtype of z.
 
-    z and the gated rows (T, G) contiguous; `weight` (D, G) in the dtype of the gated rows.
+    z and the gated rows (T, G) contiguous; `weight` (D, G) in the dtype of the gated rows. `after_gate`: the last
+    kernel launched is the one that writes the gated rows, with `following`.
     """
     (rows, width), inner = z_TD.shape, gated_TG.shape[1]
     result = torch.empty_like(z_TD)
-    plain = tiling is not None or z_TD.dtype != gated_TG.dtype  # a float32 tile leaves too little room for weights
-    launch = None if plain else staying(gated_TG.dtype, rows, inner, width, z_TD.device, **IN_OUTPUT)
-    if launch is not None:
-        from longview.ops.hstu_layer.gluon_output import output_staying
+    if tiling is None and holds(z_TD, gated_TG):
+        from longview.ops.hstu_layer.gluon_output import output_held
 
-        output_staying(z_TD, gated_TG, weight, bias, result, launch)
+        output_held(z_TD, gated_TG, weight, bias, result, after_gate=after_gate)
         return result
     tiling = tiling or default_tiling(gated_TG.dtype, width, roomy(z_TD.device), z_TD.dtype)
     output_kernel[(tiling.programs(rows, width, z_TD.device),)](
@@ -150,6 +194,12 @@ def output(z_TD: Tensor, gated_TG: Tensor, weight: Tensor, bias: Tensor, tiling:
         bias, rows, N=width, K=inner, **tiling.constants(), **tiling.launch(),
     )  # fmt: skip
     return result
+
+
+def holds(z_TD: Tensor, gated_TG: Tensor) -> bool:
+    """Return whether the product of `gluon_output.py` serves; a float32 tile leaves too little room for weights."""
+    (rows, width), inner = z_TD.shape, gated_TG.shape[1]
+    return z_TD.dtype == gated_TG.dtype and parts_of(z_TD.dtype, rows, inner, width, z_TD.device) is not None
 
 
 def default_tiling(
@@ -189,9 +239,10 @@ def shipped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, 
     types = {**dict.fromkeys(("a", "u", "gated"), "*bf16"), "seed": "*i64", "level": "i32", "kept_by": "fp32"}
     types.update(dict.fromkeys(("mean", "rstd", "gamma", "beta"), "*fp32"))
     types.update({"groups_total": "i32", "u_stride": "i32:16", "epsilon": "fp32"})
-    for width, groups in ((512, 1), (1024, 1), (128, 4)):
-        sizes = {"W": width, "GROUPS": groups, "R": FORWARD.rows(width), "WP": width, "DROP": True}
-        found.append((f"gate {width}", gate_kernel, types, sizes, {"num_warps": FORWARD.warps}))
+    for width, groups, following in ((512, 1, False), (512, 1, True), (1024, 1, False), (128, 4, False)):
+        sizes = {"W": width, "GROUPS": groups, "R": FORWARD.rows(width), "WP": width, "DROP": True, "NEXT": following}
+        name = f"gate {width}{', followed' if following else ''}"
+        found.append((name, gate_kernel, types, sizes, {"num_warps": FORWARD.warps}))
     for width in (512, 1024):
         for stream, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
             tiling = default_tiling(torch.bfloat16, width, stream=dtype)

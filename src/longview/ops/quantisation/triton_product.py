@@ -52,12 +52,12 @@ def product_kernel(
     for number in tl.range(tl.program_id(0), blocks_m * blocks_n, tl.num_programs(0), flatten=FLATTEN):
         block_m, block_n = tile_of(number, blocks_m, blocks_n, GROUP)
         m, n = block_m * BM, block_n * BN
-        row, column = m + tl.arange(0, BM), n + tl.arange(0, BN)
+        column = n + tl.arange(0, BN)
+        row = tl.minimum(m + tl.arange(0, BM), T - 1)  # rows past the last don't leave; no mask is kept for them
         if RESIDUAL == "l2":
             line = n + 64 * tl.arange(0, BN // 64)
-            last = tl.minimum(row, T - 1).to(tl.int64)
-            prefetch_l2(z_first + last[:, None] * N + tl.minimum(line, N - 1)[None, :])
-        scale = tl.load(x_scale + row, mask=row < T, other=0.0)
+            prefetch_l2(z_first + row.to(tl.int64)[:, None] * N + tl.minimum(line, N - 1)[None, :])
+        scale = tl.load(x_scale + row)
         acc = tl.zeros((BM, BN), tl.float32)
         for k in tl.range(0, K, BK):
             acc = tl.dot(x.load([m, k]), w.load([n, k]).T, acc, max_num_imprecise_acc=IMPRECISE)
