@@ -189,7 +189,8 @@ WALKS = [
     *("margin negative", "power negative", "power all", "circle negative", "best negative"),
     *("margin positive", "power positive", "pull positive", "mean positive", "circle positive", "best positive"),
 ]
-OTHERS = ["finish", "match", "anchors", "copy", "piece, walk"]
+OTHERS = ["finish", "match", "anchors"]
+OF_PIECES = ["view, copy", "view, piece, walk"]
 
 
 @pytest.mark.parametrize("view", ["", "view, "])
@@ -214,4 +215,12 @@ class TestCompiledForHopper:
 
         names = [name for name, *_ in shipped() if name.startswith("view") == bool(view)]
         parts = tuple(f"{view}{part}" for part in (*(f"walk {form}" for form in WALKS), *OTHERS))
-        assert [name for name in names if not name.startswith(parts)] == []
+        assert [name for name in names if not name.startswith((*parts, *OF_PIECES))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", OF_PIECES)
+def test_kernels_of_normalised_rows_compile_for_hopper_and_spill_nothing(kernel: str) -> None:
+    for row in compiled("longview.ops.memory_loss.triton_shipped", kernel):
+        assert row["stack"] == 0, row
+        assert row["wgmma"] > 0 or "walk" not in kernel, row
