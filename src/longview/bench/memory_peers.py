@@ -60,6 +60,7 @@ def chunk_of(loss: PairLoss) -> Callable[..., Tensor]:
     """Return what gives the sum of the losses of some anchors, as one writes it with all similarities at hand."""
 
     def chunk(embeddings: Tensor, labels: Tensor, reference: Tensor, reference_labels: Tensor) -> Tensor:
+        """Return the sum of the losses of anchors (b, d) against a memory (m, d), a scalar."""
         s = (embeddings.to(reference.dtype) @ reference.mT).float()
         positive = labels[:, None] == reference_labels[None, :]
         if isinstance(loss, ContrastiveLoss):

@@ -61,23 +61,25 @@ def bags_kernel(
     tl.store(out + bag * D + at, found)
 
 
-def gathered(weight: Tensor, ids: Tensor, warps: int = GATHER_WARPS, tiles: int = GATHER_TILES) -> Tensor:
+def gathered(weight: Tensor, ids: Tensor) -> Tensor:
     """Return rows (n, D) of a bfloat16 table; ids (n,) int64, D a power of two from 8 on."""
     width, n = weight.shape[1], len(ids)
     out = torch.empty(n, width, dtype=weight.dtype, device=weight.device)
     pieces = width // 8
-    at_once = max(1, 32 * warps // pieces)
-    gather_kernel[(-(-n // (at_once * tiles)),)](weight, ids, out, n, width, pieces, at_once, tiles, num_warps=warps)
+    at_once = max(1, 32 * GATHER_WARPS // pieces)
+    gather_kernel[(-(-n // (at_once * GATHER_TILES)),)](
+        weight, ids, out, n, width, pieces, at_once, GATHER_TILES, num_warps=GATHER_WARPS
+    )
     return out
 
 
-def bags(weight: Tensor, ids: Tensor, offsets: Tensor, warps: int = WARPS, tiles: int = TILES) -> Tensor:
+def bags(weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
     """Return sums (bags, D) of bfloat16 rows; ids (n,) and offsets (bags + 1,) int64, D a power of two from 8 on."""
     width, count = weight.shape[1], len(offsets) - 1
     out = torch.empty(count, width, dtype=weight.dtype, device=weight.device)
     pieces = width // 8
     bags_kernel[(count,)](
-        weight, ids, offsets, out, width, pieces, max(1, 32 * warps // pieces), tiles, num_warps=warps
+        weight, ids, offsets, out, width, pieces, max(1, 32 * WARPS // pieces), TILES, num_warps=WARPS
     )
     return out
 
