@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
@@ -126,6 +126,9 @@ class TestSampled:
         corrected=st.booleans(),
         scale=st.sampled_from([0.1, 30.0]),
     )
+    # Targets that take all but some 1e-12 of the whole, beside long queries.
+    @example(n=1, num_items=15, m=2, groups=None, block=None, corrected=False, scale=30.0)
+    @example(n=1, num_items=8, m=10, groups=None, block=25, corrected=False, scale=30.0)
     @settings(deadline=None, max_examples=80)
     def test_any_shape_group_and_block_equals_the_reference(
         self, n: int, num_items: int, m: int, groups: int | None, block: int | None, corrected: bool, scale: float
@@ -184,6 +187,21 @@ class TestSampled:
 
 
 class TestBoth:
+    @pytest.mark.parametrize("offset", [0.0, 64.0])  # with the larger, exp needs a shift
+    @pytest.mark.parametrize("kind", ["full", "sampled"])
+    def test_what_is_left_beside_an_almost_certain_target_keeps_its_digits(self, kind: str, offset: float) -> None:
+        items = torch.cat([torch.eye(8), torch.ones(8, 1)], dim=1)
+        queries = torch.cat([items[:5, :8] * 25, torch.full((5, 1), offset)], dim=1)  # shares of 1 - 7 exp(-25)
+        targets, negatives = torch.arange(5), torch.arange(8)  # all items: the full softmax again
+        if kind == "full":
+            found = value_and_gradients(full_softmax_loss, queries, items, targets)
+        else:
+            found = value_and_gradients(sampled_softmax_loss, queries, items, targets, negatives)
+        rest = (targets, negatives)
+        expected = value_and_gradients(reference.sampled_softmax_loss, queries.double(), items.double(), *rest)
+        for a, b in zip(found[1:], expected[1:], strict=True):
+            assert (a.double() - b).norm() <= 1e-5 * b.norm()
+
     @pytest.mark.parametrize("kind", ["full", "sampled"])
     def test_autocast_products_stay_close_and_gradients_keep_their_dtype(self, kind: str) -> None:
         queries, items, targets = problem(300, 200, 32, scale=0.3, dtype=torch.float32)

@@ -106,14 +106,21 @@ class _Sweep:
         query_rd = self.queries_nd[chosen]
         logits = product(query_rd.to(self.items_Vd.dtype), self.items_Vd.mT, out=out)
         target_r1 = self.targets[chosen, None]
-        wanted_r1 = logits.gather(1, target_r1)
+        target_logit_r1 = logits.gather(1, target_r1)
+        # Summed apart: p − 1 of a target, as a difference, would lose its digits where p is near 1.
+        logits.scatter_(1, target_r1, float("-inf"))
+        shift, others_r1 = exponentiate_(logits, self.bounded, target_logit_r1)
+        own_r1 = (target_logit_r1 - shift).exp_()
+        total_r1 = own_r1 + others_r1
+        # p − onehot here, so the two products below also carry the target's share of the gradient.
+        target_weight_r1 = others_r1.mul_(self.smoothing - 1)
+        wanted_r1 = target_logit_r1
         if self.mean_item_d is not None:
             mean_r1 = (query_rd @ self.mean_item_d)[:, None]
             wanted_r1 = wanted_r1 * (1 - self.smoothing) + mean_r1 * self.smoothing
-        shift, total_r1 = exponentiate_(logits, self.bounded)
+            target_weight_r1.add_(own_r1, alpha=self.smoothing)
+        logits.scatter_(1, target_r1, target_weight_r1)
         losses = total_r1.log() + (shift - wanted_r1)
-        # p − onehot here, so the two products below also carry the target's share of the gradient.
-        logits.scatter_add_(1, target_r1, total_r1 * (self.smoothing - 1))
         return logits, total_r1.reciprocal_(), losses[:, 0]
 
     def _gradients(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 CPU_BLOCK = 1 << 21  # logits a block: 8 MB of float32, which stays in the last-level cache between passes
 DEVICE_BLOCK = 1 << 27  # 512 MB of float32: enough work a launch to keep an accelerator busy
 SAFE_EXPONENT = 40.0  # exp(±40) and sums of 1e9 of it are far from the ends of float32
+LOG2_E = math.log2(math.e)
 
 
 def rows_per_block(columns: int, device: torch.device, block: int | None) -> int:
@@ -57,11 +60,19 @@ def exponentiate_(logits: Tensor, bounded: bool, floor: Tensor | None = None) ->
     the shift must also cover.
     """
     if bounded:
-        return 0.0, logits.exp_().sum(-1, keepdim=True)
+        return 0.0, _exp_(logits).sum(-1, keepdim=True)
     shift = logits.amax(-1, keepdim=True)
     if floor is not None:
         shift = torch.maximum(shift, floor)
-    return shift, logits.sub_(shift).exp_().sum(-1, keepdim=True)
+    return shift, _exp_(logits.sub_(shift)).sum(-1, keepdim=True)
+
+
+def _exp_(x: Tensor) -> Tensor:
+    """Return exp(x), in place. Libraries for CPUs raise 2 four times as fast as e, which pays for a pass.
+
+    The factor is not put into the queries: logits of hundreds would lose digits before the shift is taken off.
+    """
+    return x.mul_(LOG2_E).exp2_() if x.device.type == "cpu" else x.exp_()
 
 
 def mean_of(losses_n: Tensor, counted_n: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -41,9 +41,10 @@ def sampled_softmax_loss(
         logits = logits - rows[query_groups(len(queries), negatives, queries.device)]
     if target_log_q is not None:
         target_logits = target_logits - target_log_q
-    logits = logits.masked_fill(own == targets[:, None], float("-inf"))
-    everything = torch.cat([target_logits[:, None], logits], dim=1)
-    return _mean(torch.logsumexp(everything, dim=1) - target_logits, counted)
+    # Beside a target of 0 its gradient is minus the sum of the negatives' shares, exact where its own share is near 1.
+    apart = (logits - target_logits[:, None]).masked_fill(own == targets[:, None], float("-inf"))
+    everything = functional.pad(apart, (1, 0))
+    return _mean(functional.cross_entropy(everything, torch.zeros_like(targets), reduction="none"), counted)
 
 
 def _mean(losses: Tensor, counted: Tensor | None) -> Tensor:

@@ -143,14 +143,14 @@ class _Sweep:
         if self.sample.negative_log_q is not None:
             exp.sub_(self.sample.negative_log_q[group, None].to(self.wide))
         same = self.target_Gs[group, row].unsqueeze(-1) == self.sample.negatives[group, None].int()
-        shift, total = exponentiate_(exp.masked_fill_(same, float("-inf")), self.bounded, target_logit)
-        own = (target_logit - shift).exp_()
-        total += own
+        shift, others = exponentiate_(exp.masked_fill_(same, float("-inf")), self.bounded, target_logit)
+        total = (target_logit - shift).exp_().add_(others)
         self.losses_Gs[group, row] = (total.log() + (shift - target_logit)).squeeze(-1)
         if not gradients:
             return
         inverse = total.reciprocal_().div_(self.num_queries)
-        self.target_weight_Gs[group, row] = (own * inverse).sub_(1 / self.num_queries).squeeze(-1)
+        # p − 1 of the target, without the difference, which would lose its digits where p is near 1.
+        self.target_weight_Gs[group, row] = (others * inverse).neg_().squeeze(-1)
         if self.low != self.wide:
             exp, inverse = exp.mul_(inverse).to(self.low), torch.ones_like(inverse)
         self.grad_Gsd[group, row] = product(exp, negative).mul_(inverse)

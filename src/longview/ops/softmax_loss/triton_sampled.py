@@ -70,7 +70,7 @@ def sampled_forward(
     wanted_r = tl.load(wanted + row, mask=row < stop, other=0.0)
     # The target is a candidate, so every row starts from a finite largest logit, whatever is left out.
     top_r = wanted_r
-    total_r = tl.full([ROWS], 1.0, tl.float32)
+    total_r = tl.zeros([ROWS], tl.float32)  # of the negatives alone
     mix_rd = tl.zeros([ROWS, PADDED], tl.float32)
     first = group.to(tl.int64) * m
     for start in tl.range(0, m, ITEMS):
@@ -91,12 +91,14 @@ def sampled_forward(
         if MIX:
             mix_rd = tl.dot(p_rc.to(item_cd.dtype), item_cd, mix_rd * shrink_r[:, None], input_precision="ieee")
         top_r = higher_r
-    tl.store(logs + row, top_r + tl.log2(total_r), mask=row < stop)
+    all_r = total_r + tl.exp2(wanted_r - top_r)
+    tl.store(logs + row, top_r + tl.log2(all_r), mask=row < stop)
     # Differences before the logarithm, or a small loss would drown in the last digits of large logits.
-    tl.store(losses + row, (tl.log2(total_r) + (top_r - wanted_r)) * INVERSE_LOG2, mask=row < stop)
+    tl.store(losses + row, (tl.log2(all_r) + (top_r - wanted_r)) * INVERSE_LOG2, mask=row < stop)
     if MIX:
-        tl.store(shares + row, tl.exp2(wanted_r - top_r) / total_r - 1, mask=row < stop)
-        store_rows(mixes, row, stop, mix_rd / total_r[:, None], WIDTH, PADDED)
+        # Without the difference, which would lose the digits of a share near 1.
+        tl.store(shares + row, -total_r / all_r, mask=row < stop)
+        store_rows(mixes, row, stop, mix_rd / all_r[:, None], WIDTH, PADDED)
 
 
 @triton.jit(do_not_specialize=["n"])
