@@ -116,6 +116,35 @@ def test_exponents_may_grow_or_be_missing_after_the_first_tile(name: str, far: i
     assert_close(found, exactly(given, loss=LOSSES[name], reference_mask=mask), 1e-4)
 
 
+class TestNormsOfRowsAsTheyAreStored:
+    """Wide rows are not written out: their similarities are divided."""
+
+    @pytest.fixture(autouse=True)
+    def every_row_is_wide(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from longview.ops.memory_loss import fused
+
+        monkeypatch.setattr(fused, "RAW_WIDTH", 16)
+
+    @every_loss
+    @pytest.mark.parametrize("m", [0, 70])
+    def test_they_are_as_the_reference(self, name: str, m: int) -> None:
+        given, options = problem(35, m, 20), options_of(35, m, 20)
+        assert_as_the_reference(given, name, **options["affine, renormalise"])
+        assert_as_the_reference(given, name, renormalise=True)
+        assert_as_the_reference(given, name, **options["all"])
+        assert_as_the_reference(given, name, **options["affine, renormalise"], reduction="mean_active")
+
+    @pytest.mark.parametrize("name", ["multi-similarity", "info-nce", "supervised-contrastive", "circle"])
+    @pytest.mark.parametrize("first", [32, 70])
+    def test_exponents_may_grow_after_the_first_tile_of_a_slot(self, name: str, first: int) -> None:
+        z, labels, memory, memory_labels = problem(5, 200, 16)
+        z = z * 30
+        memory[:first] -= memory[:first] @ torch.linalg.pinv(z) @ z  # nothing of what the anchors are
+        given = z, labels, memory, memory_labels
+        found = value_and_gradient(given, loss=LOSSES[name], backend="triton", renormalise=True)
+        assert_close(found, exactly(given, loss=LOSSES[name], renormalise=True), 1e-4)
+
+
 class TestPiecesOfNormalisedRows:
     """A memory whose rows are divided by their norms is held piece by piece."""
 
@@ -190,7 +219,7 @@ WALKS = [
     *("margin positive", "power positive", "pull positive", "mean positive", "circle positive", "best positive"),
 ]
 OTHERS = ["finish", "match", "anchors"]
-OF_PIECES = ["view, copy", "view, piece, walk"]
+OF_NORMS = ["view, copy", "view, piece, walk", "view, raw, walk"]
 
 
 @pytest.mark.parametrize("view", ["", "view, "])
@@ -215,11 +244,11 @@ class TestCompiledForHopper:
 
         names = [name for name, *_ in shipped() if name.startswith("view") == bool(view)]
         parts = tuple(f"{view}{part}" for part in (*(f"walk {form}" for form in WALKS), *OTHERS))
-        assert [name for name in names if not name.startswith((*parts, *OF_PIECES))] == []
+        assert [name for name in names if not name.startswith((*parts, *OF_NORMS))] == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", OF_PIECES)
+@pytest.mark.parametrize("kernel", OF_NORMS)
 def test_kernels_of_normalised_rows_compile_for_hopper_and_spill_nothing(kernel: str) -> None:
     for row in compiled("longview.ops.memory_loss.triton_shipped", kernel):
         assert row["stack"] == 0, row

@@ -22,8 +22,8 @@ peer = pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-lea
 
 
 def balanced() -> Arguments:
-    """Return a problem in which every anchor has as many positives."""
-    z, _, memory, _ = (t.cpu() for t in problem(12, 60, 8))
+    """Return a problem in float64 in which every anchor has as many positives."""
+    z, _, memory, _ = (t.cpu().double() for t in problem(12, 60, 8))
     return z, torch.arange(12) % 6, memory, torch.arange(60) % 6
 
 

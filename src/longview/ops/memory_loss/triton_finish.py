@@ -48,15 +48,26 @@ def over(share, total):
 
 
 @triton.jit
-def summed(grads_Snd, tops_Sn, top_r, row, dims, n, splits, POWERS: tl.constexpr, WIDTH: tl.constexpr):
-    """Return the sum of all splits' rows, each brought to the common largest exponent with POWERS."""
+def summed(
+    grads_Snd, tops_Sn, top_r, row, dims, n, splits, POWERS: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Return the sum of the rows of all slots of SHARE splits, each brought to the common largest exponent with POWERS.
+
+    Splits of a slot have one exponent, or none where they summed nothing.
+    """
     inside = (row < n)[:, None] & (dims < WIDTH)[None, :]
     total_rd = tl.zeros([row.shape[0], dims.shape[0]], tl.float32)
-    for split in tl.range(0, splits):
-        place = (split * n + row).to(tl.int64)[:, None] * WIDTH + dims[None, :]
+    for slot in tl.range(0, tl.cdiv(splits, SHARE)):
+        place = (slot * n + row).to(tl.int64)[:, None] * WIDTH + dims[None, :]
         part_rd = tl.load(grads_Snd + place, mask=inside, other=0.0)
         if POWERS:
-            part_rd *= tl.exp2(tl.load(tops_Sn + split * n + row, mask=row < n, other=0.0) - top_r)[:, None]
+            own_r = tl.full(row.shape, NOTHING, tl.float32)
+            for split in tl.static_range(SHARE):
+                there = (row < n) & (slot * SHARE + split < splits)
+                own_r = tl.maximum(
+                    own_r, tl.load(tops_Sn + (slot * SHARE + split) * n + row, mask=there, other=NOTHING)
+                )
+            part_rd *= tl.exp2(own_r - top_r)[:, None]
         total_rd += part_rd
     return total_rd
 
@@ -78,13 +89,14 @@ def finish(
     pos_first, pos_second, pos_third, pos_mass, pos_grad, neg_first, neg_second, neg_mass, neg_grad,
     order, memory, inverses, scale, shift, scales, losses, grads,
     n, positive_splits, negative_splits, rate_p, rate_n, margin, sign, weight,
-    KIND: tl.constexpr, APART: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, GRAD: tl.constexpr,
-    ROWS: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
+    KIND: tl.constexpr, APART: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, SEEN: tl.constexpr,
+    SHARE: tl.constexpr, GRAD: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Write the losses (n,) and `weight` times their gradients (n, d), in the order the anchors came in.
 
-    `sign` turns a positive's x into its similarity; `order` (n,) says where the anchors are from. Positives are summed
-    as they are stored, and with NORM negatives as they are seen.
+    `sign` turns a positive's x into its similarity; `order` (n,) says where the anchors are from. Rows of
+    both are summed as they are stored, with SEEN those of negatives as they are seen; SHARE splits of these have one
+    slot of gradients.
     """
     row, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * DIMS + tl.arange(0, DIMS)
     POSITIVE_POWERS: tl.constexpr = KIND == "multi-similarity" or KIND == "circle"
@@ -146,20 +158,20 @@ def finish(
             grad_rd = one_p[:, None] * m_p + one_n[:, None] * m_n
             mass_r = one_p + one_n
         else:
-            pull_rd = summed(pos_grad, pos_first, top_p, row, dims, n, positive_splits, POSITIVE_POWERS, WIDTH)
-            push_rd = summed(neg_grad, neg_first, top_n, row, dims, n, negative_splits, NEGATIVE_POWERS, WIDTH)
+            pull_rd = summed(pos_grad, pos_first, top_p, row, dims, n, positive_splits, POSITIVE_POWERS, 1, WIDTH)
+            push_rd = summed(neg_grad, neg_first, top_n, row, dims, n, negative_splits, NEGATIVE_POWERS, SHARE, WIDTH)
             grad_rd = a_r[:, None] * pull_rd
-            if not NORM:
+            if not SEEN:
                 grad_rd += b_r[:, None] * push_rd
             if AFFINE:
                 mass_r = a_r * mass_of(pos_mass, pos_first, top_p, row, n, positive_splits, POSITIVE_POWERS)
-                if not NORM:
+                if not SEEN:
                     mass_r += b_r * mass_of(neg_mass, neg_first, top_n, row, n, negative_splits, NEGATIVE_POWERS)
         if AFFINE:
             scale_d = tl.load(scale + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
             shift_d = tl.load(shift + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
             grad_rd = grad_rd * scale_d[None, :] + mass_r[:, None] * shift_d[None, :]
-        if NORM and KIND != "triplet":  # of rows as they are seen
+        if SEEN and KIND != "triplet":
             grad_rd += b_r[:, None] * push_rd
         place = grads + source[:, None] * WIDTH + dims[None, :]
         tl.store(place, (grad_rd * weight).to(grads.dtype.element_ty), mask=inside)

@@ -15,9 +15,13 @@ import triton.language as tl
 
 from longview.ops.softmax_loss.triton_tile import load_some_rows, store_rows
 
-BLOCK = 1024  # rows of the memory that are matched at a time, and the least of a segment
+BLOCK = 2048  # rows of the memory that are matched at a time, and the least of a segment
 SEGMENTS = 96  # about as many segments, each with a list of its possible positives
-REGISTERS = 128  # of a thread of `match_rows`; with the compiler's own limit some values spill
+WARPS = 8  # of `match_rows`
+REGISTERS, SORT_REGISTERS = (
+    128,
+    160,
+)  # of a thread of it, and of one that sorts; left to the compiler, a few values spill
 COLUMNS = 256  # anchors that are compared at a time
 BITS = 64
 NORM_VALUES = 4096  # of the memory, which a program divides by their norms
@@ -31,7 +35,7 @@ def code_of(key, ordered, b, STEPS: tl.constexpr):
     """Return for each key its first place in the `ordered` (b,) keys, or ABSENT."""
     low = tl.zeros_like(key).to(tl.int32)
     high = low + b
-    for _ in tl.static_range(STEPS):
+    for _ in tl.range(0, STEPS, num_stages=1):  # short code: it is fetched once a block
         middle = (low + high) // 2
         below = tl.load(ordered + middle, mask=middle < b, other=0) < key
         open_ = low < high
@@ -72,7 +76,7 @@ def match_segment(
 ):  # fmt: skip
     """Write the codes of a segment's rows, its possible positives in order with their count, and words.
 
-    `per_bit` anchors share a bit.
+    2^`per_bit` anchors share a bit.
     """
     first = segment * SEGMENT
     count = 0
@@ -95,8 +99,8 @@ def match_segment(
             everywhere = everywhere | (code_of(row.to(tl.int64), ordered_rows, b, STEPS) >= 0)
         hit = inside & (code >= 0)
         one = tl.full([BLOCK], 1, tl.int64)
-        low = (code // per_bit).to(tl.int64)
-        high = (tl.load(ends + code, mask=hit, other=0) // per_bit).to(tl.int64)
+        low = (code >> per_bit).to(tl.int64)
+        high = (tl.load(ends + code, mask=hit, other=0) >> per_bit).to(tl.int64)
         word = (((one << tl.where(hit, high, 0)) << 1) - 1) & (((one << tl.where(hit, low, 0)) - 1) ^ -1)
         word = tl.where(everywhere, -one, tl.where(hit, word, 0))
         tile = (first + start) // ITEMS + tl.arange(0, BLOCK // ITEMS)
@@ -126,32 +130,46 @@ def seen_rows(row, m, memory, scale, shift, AFFINE: tl.constexpr, WIDTH: tl.cons
     return row_rd * inverse_r[:, None], inverse_r
 
 
-@triton.jit(do_not_specialize=["m", "b", "per_bit", "segments", "held"])
+@triton.jit
+def see_rows(
+    block, memory, scale, shift, inverses, seen, m, held,
+    AFFINE: tl.constexpr, NORMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Write 1 / the norms of NORMS rows of the memory, and of the first `held` rows what they are `seen` as."""
+    row = block * NORMS + tl.arange(0, NORMS)
+    row_rd, inverse_r = seen_rows(row, m, memory, scale, shift, AFFINE, WIDTH, PADDED)
+    tl.store(inverses + row, inverse_r, mask=row < m)
+    store_rows(seen, row, held, row_rd, WIDTH, PADDED)
+
+
+@triton.jit(do_not_specialize=["m", "b", "per_bit", "segments", "before", "held", "number"])
 def match_rows(
     labels, ids, taken, ordered_labels, ordered_ids, ordered_rows, ends,
-    codes, id_codes, rows, counts, words, segment_words, memory, scale, shift, inverses, seen,
-    m, b, per_bit, segments, held,
+    codes, id_codes, rows, counts, words, segment_words, memory, scale, shift, inverses, seen, zeros,
+    m, b, per_bit, segments, before, held, number,
     IDS: tl.constexpr, ROWS_OUT: tl.constexpr, MASKED: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr,
     STEPS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr,
-    NORMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    NORMS: tl.constexpr, ZEROS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Match a segment, or with NORM make 1 / the norms of NORMS rows of the memory, and of the first `held` rows
-    `seen`, as they are seen.
+    """Match a segment, or write ZEROS of a `number` of `zeros`, or with NORM see NORMS rows, after the blocks of them
+    that were seen `before`.
 
-    Few programs match, and most of the time they wait; so the others read the memory in their shade.
+    Few programs match, and most of the time they wait; so the others do their work in the shade of these.
     """
     program = tl.program_id(0)
+    others = segments + tl.cdiv(number, ZEROS)
     if program < segments:
         match_segment(
             program, labels, ids, taken, ordered_labels, ordered_ids, ordered_rows, ends,
             codes, id_codes, rows, counts, words, segment_words, m, b, per_bit,
             IDS, ROWS_OUT, MASKED, STEPS, SEGMENT, BLOCK, ITEMS,
         )  # fmt: skip
+    elif program < others:
+        place = (program - segments) * ZEROS + tl.arange(0, ZEROS)
+        tl.store(zeros + place, tl.zeros([ZEROS], tl.float32), mask=place < number)
     elif NORM:
-        row = (program - segments) * NORMS + tl.arange(0, NORMS)
-        row_rd, inverse_r = seen_rows(row, m, memory, scale, shift, AFFINE, WIDTH, PADDED)
-        tl.store(inverses + row, inverse_r, mask=row < m)
-        store_rows(seen, row, held, row_rd, WIDTH, PADDED)
+        block = program - others + before
+        see_rows(block, memory, scale, shift, inverses, seen, m, held, AFFINE, NORMS, WIDTH, PADDED)
 
 
 @triton.jit(do_not_specialize=["m", "first", "held", "number"])
@@ -171,18 +189,18 @@ def copy_rows(
     store_rows(seen, row, held, row_rd, WIDTH, PADDED)
 
 
-@triton.jit(do_not_specialize=["b"])
-def prepare_anchors(
-    embeddings, labels, ids, own_rows, scale, shift,
+@triton.jit
+def sort_anchors(
+    program, embeddings, labels, ids, own_rows, scale, shift,
     ordered_labels, ordered_ids, ordered_rows, order, queries, plain, constants, codes, ends, id_codes, rows,
     b,
-    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, COLUMNS: tl.constexpr,
+    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, PLAIN: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Sort the anchors by label: write where each is from, its code, its embedding times `scale` and the product with
-    `shift`, with NORM the `plain` embedding; and their labels, ids and rows of the memory, each in its own order.
+    `shift`, with PLAIN the `plain` embedding; and their labels, ids and rows of the memory, each in its own order.
     """
-    source = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    source = program * ROWS + tl.arange(0, ROWS)
     label = tl.load(labels + source, mask=source < b, other=0)
     row, code, end = places_of(label, labels, source, b, COLUMNS)
     row = tl.where(source < b, row, b)
@@ -202,10 +220,32 @@ def prepare_anchors(
         tl.store(rows + row, own_row.to(tl.int32), mask=row < b)
     query_rd = load_some_rows(embeddings, source, source < b, WIDTH, PADDED).to(tl.float32)
     if AFFINE:
-        if NORM:
+        if PLAIN:
             store_rows(plain, row, b, query_rd, WIDTH, PADDED)
         dims = tl.arange(0, PADDED)
         shift_d = tl.load(shift + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
         tl.store(constants + row, tl.sum(query_rd * shift_d[None, :], 1), mask=row < b)
         query_rd *= tl.load(scale + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)[None, :]
     store_rows(queries, row, b, query_rd, WIDTH, PADDED)
+
+
+@triton.jit(do_not_specialize=["b", "programs", "m", "held"])
+def prepare_anchors(
+    embeddings, labels, ids, own_rows, scale, shift,
+    ordered_labels, ordered_ids, ordered_rows, order, queries, plain, constants, codes, ends, id_codes, rows,
+    memory, inverses, seen,
+    b, programs, m, held,
+    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, PLAIN: tl.constexpr, MAPPED: tl.constexpr,
+    NORM: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, NORMS: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Sort anchors, which so many `programs` do, or with NORM see NORMS rows of the memory in the shade of that."""
+    program = tl.program_id(0)
+    if program < programs:
+        sort_anchors(
+            program, embeddings, labels, ids, own_rows, scale, shift,
+            ordered_labels, ordered_ids, ordered_rows, order, queries, plain, constants, codes, ends, id_codes, rows,
+            b, IDS, ROWS_OUT, AFFINE, PLAIN, COLUMNS, ROWS, WIDTH, PADDED,
+        )  # fmt: skip
+    elif NORM:
+        see_rows(program - programs, memory, scale, shift, inverses, seen, m, held, MAPPED, NORMS, WIDTH, PADDED)

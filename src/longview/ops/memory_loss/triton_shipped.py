@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from longview.ops.memory_loss.fused import RAW_WIDTH, SHARE
 from longview.ops.memory_loss.triton_finish import DIMS, finish
 from longview.ops.memory_loss.triton_finish import ROWS as FINISHED
 from longview.ops.memory_loss.triton_match import (
@@ -12,6 +13,8 @@ from longview.ops.memory_loss.triton_match import (
     COLUMNS,
     NORM_VALUES,
     REGISTERS,
+    SORT_REGISTERS,
+    WARPS,
     copy_rows,
     match_rows,
     prepare_anchors,
@@ -43,8 +46,8 @@ POINTERS = {
 IN_WALK = {"own_ids": "*i32", "ids": "*i32", "own_rows": "*i32"}  # codes there, and what they stand for before
 BEFORE = {"own_ids": "*i64", "ids": "*i64", "own_rows": "*i64"}
 NUMBERS = ("factor", "u", "v", "given_sign", "rate_p", "rate_n", "margin", "sign", "weight")
-COUNTS = ("n", "m", "b", "per_split", "piece", "per_piece", "first", "held", "number", "given_splits",
-          "blocks_per_bit", "per_bit", "segments", "positive_splits", "negative_splits")  # fmt: skip
+COUNTS = ("n", "m", "b", "per_split", "piece", "per_piece", "first", "held", "number", "before", "programs",
+          "given_splits", "blocks_per_bit", "per_bit", "segments", "positive_splits", "negative_splits")  # fmt: skip
 
 
 def shipped() -> list[Shipped]:
@@ -57,31 +60,42 @@ def _shipped() -> Iterator[Shipped]:
         for width in TILES:
             yield from (of_walk(form, width, view) for form in FORMS if width == 128 or form in EVERYWHERE)
             if view:
-                yield from (of_walk(form, width, view, piece=True) for form in EVERYWHERE if form[1] != "positive")
+                yield from _of_norms(width)
         yield from (of_finish(kind, 128, view) for kind in KINDS)
         yield from (of_match(width, view) for width in (128, 512))
-        yield of_anchors(128, view)
+        yield from (of_anchors(width, view) for width in (128, 512))
     yield from (of_copy(width) for width in (128, 512))
 
 
-def of_walk(form: tuple[str, str, int], width: int, view: bool, piece: bool = False) -> Shipped:
-    """Return a walk over a memory as it is; with `view` with moment matching, and over positives with norms, too; with
-    `piece` over a piece of rows as they are seen.
+def _of_norms(width: int) -> Iterator[Shipped]:
+    """Return the walks over negatives of a memory whose rows are divided by their norms, too."""
+    if width < RAW_WIDTH:
+        yield from (of_walk(form, width, True, "piece, ") for form in EVERYWHERE if form[1] != "positive")
+    else:
+        yield from (of_walk(form, width, True, "raw, ") for form in FORMS if form[1] != "positive")
+
+
+def of_walk(form: tuple[str, str, int], width: int, view: bool, divided: str = "") -> Shipped:
+    """Return a walk over a memory as it is; with `view` with moment matching, and over positives with norms, too.
+
+    Negatives are `divided` by norms as a `piece` of rows as they are seen, or as `raw` rows.
     """
     sums, pairs, sign = form
     tile, per_processor = TILES[width]
-    best, gather = sums == "best", pairs == "positive"
+    best, gather, piece = sums == "best", pairs == "positive", divided == "piece, "
+    norm = view and (gather or divided == "raw, ")
     constants = {
         "FORM": sums, "PAIRS": pairs, "SIGN": sign, "LESS": best and not gather, "GATHER": gather, "REDO": False,
-        "PIECES": piece, "IDS": False, "ROWS_OUT": False, "AFFINE": view and not piece, "NORM": view and gather,
-        "COUNT": not (view and gather), "GRAD": not best,
+        "PIECES": piece, "SHARE": 1 if gather or piece else SHARE,
+        "IDS": False, "ROWS_OUT": False, "AFFINE": view and not piece, "NORM": norm,
+        "COUNT": not norm, "GRAD": not best,
         "SEGMENT": BLOCK, "ROWS": tile.rows, "ITEMS": min(tile.items, LISTED) if gather else tile.items,
         "WIDTH": width, "PADDED": width,
     }  # fmt: skip
     rows = {"seconds_Sn": "*i32", "given_second": "*i32"} if best else {}
     named = {**IN_WALK, **rows}
     return _one(
-        f"{'piece, ' if piece else ''}walk {sums} {pairs}",
+        f"{divided}walk {sums} {pairs}",
         view,
         walk,
         constants,
@@ -93,7 +107,8 @@ def of_walk(form: tuple[str, str, int], width: int, view: bool, piece: bool = Fa
 def of_finish(kind: str, width: int, view: bool) -> Shipped:
     """Return the kernel that joins the splits of one loss."""
     constants = {
-        "KIND": kind, "APART": kind == "contrastive", "AFFINE": view, "NORM": view, "GRAD": True,
+        "KIND": kind, "APART": kind == "contrastive", "AFFINE": view, "NORM": view, "SEEN": view, "SHARE": SHARE,
+        "GRAD": True,
         "ROWS": FINISHED, "DIMS": min(DIMS, width), "WIDTH": width,
     }  # fmt: skip
     rows = {"pos_second": "*i32", "neg_second": "*i32"} if kind == "triplet" else {}
@@ -105,9 +120,9 @@ def of_match(width: int, view: bool) -> Shipped:
     constants = {
         "IDS": False, "ROWS_OUT": False, "MASKED": False, "AFFINE": view, "NORM": view, "STEPS": 9,
         "SEGMENT": 4 * BLOCK, "BLOCK": BLOCK, "ITEMS": TILES[width][0].items, "NORMS": NORM_VALUES // width,
-        "WIDTH": width, "PADDED": width,
+        "ZEROS": NORM_VALUES, "WIDTH": width, "PADDED": width,
     }  # fmt: skip
-    return _one("match", view, match_rows, constants, BEFORE, {"maxnreg": REGISTERS})
+    return _one("match", view, match_rows, constants, BEFORE, {"num_warps": WARPS, "maxnreg": REGISTERS})
 
 
 def of_copy(width: int) -> Shipped:
@@ -118,9 +133,10 @@ def of_copy(width: int) -> Shipped:
 
 def of_anchors(width: int, view: bool) -> Shipped:
     """Return the kernel that sorts the anchors."""
-    constants = {"IDS": False, "ROWS_OUT": False, "AFFINE": view, "NORM": view, "COLUMNS": COLUMNS, "ROWS": 16,
+    constants = {"IDS": False, "ROWS_OUT": False, "AFFINE": view, "PLAIN": view, "MAPPED": view, "NORM": view,
+                 "COLUMNS": COLUMNS, "ROWS": 16, "NORMS": NORM_VALUES // width,
                  "WIDTH": width, "PADDED": width}  # fmt: skip
-    return _one("anchors", view, prepare_anchors, constants, {**BEFORE, "rows": "*i32"})
+    return _one("anchors", view, prepare_anchors, constants, {**BEFORE, "rows": "*i32"}, {"maxnreg": SORT_REGISTERS})
 
 
 def _one(

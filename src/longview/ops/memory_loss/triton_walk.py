@@ -31,7 +31,7 @@ TILES = {
     64: (Tile(64, 64, 4, 3), 3),
     128: (Tile(64, 64, 4, 3), 3),
     256: (Tile(128, 64, 8, 2), 1),
-    512: (Tile(64, 32, 8, 3), 1),
+    512: (Tile(64, 64, 8, 2), 1),
 }
 LISTED = 32  # rows of a tile of positives, which are few and whose sums take more registers
 REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor, and of a thread
@@ -84,17 +84,19 @@ def nothing_yet(row, FORM: tl.constexpr):
 
 @triton.jit
 def walk_all(
-    query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, words,
-    constant_r, given_r, first_r, second_r, mass_r, grad_rd, begin, stop, n, m, piece, blocks_per_bit, factor, u, v,
+    query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
+    constant_r, given_r, first_r, second_r, mass_r, grad_rd,
+    begin, stop, n, m, piece, blocks_per_bit, factor, u, v,
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr, FIXED: tl.constexpr,
-    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, PIECES: tl.constexpr,
+    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, PIECES: tl.constexpr,
     COUNT: tl.constexpr, GRAD: tl.constexpr,
     ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Return the sums over rows `begin` to `stop`; pairs are looked at where the word of their tile says so."""
     third_r = tl.zeros([ROWS], tl.float32)
     bit = (block // blocks_per_bit).to(tl.int64)
-    for tile in tl.range(begin // ITEMS, tl.cdiv(stop, ITEMS)):
+    # What does not change is made again for each tile where keeping it would take more registers than there are.
+    for tile in tl.range(begin // ITEMS, tl.cdiv(stop, ITEMS), disable_licm=NORM):
         item_c = tile * ITEMS + tl.arange(0, ITEMS)  # a multiple that the compiler sees
         look = (tl.load(words + tile) >> bit) & 1
         memory_cd = load_tile(memory, item_c, m, piece * ITEMS, PIECES, WIDTH, PADDED)
@@ -107,10 +109,13 @@ def walk_all(
             id_c = tl.load(ids + item_c, mask=item_c < m, other=LEFT_OUT) if IDS else code_c
             taken_rc = pairs_of(own_code_r, code_c, own_id_r, id_c, own_row_r, item_c, PAIRS, IDS, ROWS_OUT)
             dot_rc = tl.where(taken_rc, dot_rc, float("-inf"))
+        inverse_c = item_c
+        if NORM:
+            inverse_c = tl.load(inverses + tl.minimum(item_c, m - 1))
         first_r, second_r, third_r, mass_r, grad_rd = tile_sums(
-            memory_cd, dot_rc, dot_rc, item_c, constant_r, item_c, given_r,
+            memory_cd, dot_rc, dot_rc, item_c, constant_r, inverse_c, given_r,
             first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
-            FORM, SIGN, AFFINE, False, LESS, False, FIXED, COUNT, GRAD,
+            FORM, SIGN, AFFINE, NORM, LESS, False, FIXED, COUNT, GRAD,
         )  # fmt: skip
     return first_r, second_r, third_r, mass_r, grad_rd
 
@@ -157,12 +162,12 @@ def walk_listed(
 
 @triton.jit
 def walk_pieces(
-    query_rd, row, block, split, memory, own_codes, codes, own_ids, ids, own_rows, words, constant_r, given_r,
-    firsts_Sn, seconds_Sn, grads_Snd, wrongs,
+    query_rd, row, block, split, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
+    constant_r, given_r, firsts_Sn, seconds_Sn, grads_Snd, wrongs,
     n, m, per_split, piece, per_piece, blocks_per_bit, factor, u, v,
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
-    REDO: tl.constexpr, IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, PIECES: tl.constexpr,
-    COUNT: tl.constexpr, GRAD: tl.constexpr,
+    REDO: tl.constexpr, IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr,
+    PIECES: tl.constexpr, SHARE: tl.constexpr, COUNT: tl.constexpr, GRAD: tl.constexpr,
     ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Return the sums of a split over all of its rows, or with PIECES over those of a piece and the pieces before, and
@@ -173,21 +178,26 @@ def walk_pieces(
     mass_r = tl.zeros([ROWS], tl.float32)
     written = row < n
     begin, end = split * per_split, m
+    slot = split // SHARE
+    together = slot * SHARE * per_split  # where the splits of a slot begin
     if PIECES:
         begin += piece * ITEMS
+        together += piece * ITEMS
         end = tl.minimum((piece + per_piece) * ITEMS, m)
     stop = tl.minimum(begin + per_split, end)
     if REDO:
-        wrong = tl.load(wrongs + split * tl.num_programs(0) + block) != 0
+        wrong = tl.load(wrongs + slot * tl.num_programs(0) + block) != 0
         written = row < tl.where(wrong, n, 0)
-        stop = tl.where(wrong, stop, begin)
+        # The first split of a slot does the work of all.
+        stop = tl.where(wrong & (begin == together), tl.minimum(begin + SHARE * per_split, end), begin)
     if POWERS and not REDO:
-        near, none_r = tl.minimum(begin + ITEMS, stop), tl.full([ROWS], NOTHING, tl.float32)
+        near, none_r = tl.minimum(together + ITEMS, end), tl.full([ROWS], NOTHING, tl.float32)
         top_r = walk_all(
-            query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, words,
+            query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
             constant_r, given_r, none_r, second_r, mass_r, mass_r,
-            begin, near, n, m, piece, blocks_per_bit, factor, u, v,
-            FORM, PAIRS, SIGN, LESS, False, IDS, ROWS_OUT, AFFINE, PIECES, COUNT, False, ROWS, ITEMS, WIDTH, PADDED,
+            together, near, n, m, piece, blocks_per_bit, factor, u, v,
+            FORM, PAIRS, SIGN, LESS, False, IDS, ROWS_OUT, AFFINE, NORM, PIECES, COUNT, False,
+            ROWS, ITEMS, WIDTH, PADDED,
         )[0]  # fmt: skip
         first_r = tl.where(top_r == NOTHING, 0.0, top_r)
     old_first_r, old_second_r = nothing_yet(row, FORM)
@@ -199,10 +209,10 @@ def walk_pieces(
         elif FORM == "best":
             first_r, second_r = old_first_r, old_second_r
     first_r, second_r, _, mass_r, grad_rd = walk_all(
-        query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, words,
+        query_rd, row, block, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
         constant_r, given_r, first_r, second_r, mass_r, tl.zeros([ROWS, PADDED], tl.float32),
         begin, stop, n, m, piece, blocks_per_bit, factor, u, v,
-        FORM, PAIRS, SIGN, LESS, POWERS and not REDO, IDS, ROWS_OUT, AFFINE, PIECES, COUNT, GRAD,
+        FORM, PAIRS, SIGN, LESS, POWERS and not REDO, IDS, ROWS_OUT, AFFINE, NORM, PIECES, COUNT, GRAD,
         ROWS, ITEMS, WIDTH, PADDED,
     )  # fmt: skip
     if PIECES and FORM != "best":
@@ -220,23 +230,26 @@ def walk_pieces(
     return first_r, second_r, mass_r, grad_rd, written
 
 
-@triton.jit(do_not_specialize=["n", "m", "per_split", "piece", "per_piece", "given_splits", "blocks_per_bit"])
+@triton.jit(do_not_specialize=["n", "m", "held", "per_split", "piece", "per_piece", "given_splits", "blocks_per_bit"])
 def walk(
     queries, memory, own_codes, codes, own_ids, ids, own_rows, inverses, constants, rows, counts, words, segment_words,
     given_first, given_second, firsts_Sn, seconds_Sn, thirds_Sn, masses_Sn, grads_Snd, wrongs,
     n, m, per_split, piece, per_piece, given_splits, blocks_per_bit, factor, u, v, given_sign,
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
-    GATHER: tl.constexpr, REDO: tl.constexpr, PIECES: tl.constexpr, IDS: tl.constexpr, ROWS_OUT: tl.constexpr,
-    AFFINE: tl.constexpr, NORM: tl.constexpr, COUNT: tl.constexpr, GRAD: tl.constexpr, SEGMENT: tl.constexpr,
-    ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    GATHER: tl.constexpr, REDO: tl.constexpr, PIECES: tl.constexpr, SHARE: tl.constexpr, IDS: tl.constexpr,
+    ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, COUNT: tl.constexpr, GRAD: tl.constexpr,
+    SEGMENT: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of one split of the memory for one block of anchors.
 
     `per_split` rows a split, a multiple of ITEMS and with GATHER of SEGMENT, where only the listed rows are visited.
     With PIECES `memory` holds `per_piece` tiles from tile `piece` on, and what the pieces before them summed is there.
+    SHARE splits, 1 or 2, add their gradients in one slot, which begins with zeros: as a + b is b + a, bits do not
+    depend on who comes first.
 
-    Powers of a whole split are taken relative to the largest exponent of its first tile, which needs no rescaling.
-    A second launch, with REDO, takes them relative to the largest so far where `wrongs` says that this was too little.
+    Powers of a slot are taken relative to the largest exponent of its first tile, which needs no rescaling.
+    A second launch, with REDO, takes them relative to the largest so far where `wrongs`, which begin with zeros, say
+    that this was too little.
     """
     block, split = tl.program_id(0), tl.program_id(1)
     row = block * ROWS + tl.arange(0, ROWS)
@@ -262,25 +275,26 @@ def walk(
             tl.store(thirds_Sn + split * n + row, third_r, mask=written)
     else:
         first_r, second_r, mass_r, grad_rd, written = walk_pieces(
-            query_rd, row, block, split, memory, own_codes, codes, own_ids, ids, own_rows, words, constant_r, given_r,
-            firsts_Sn, seconds_Sn, grads_Snd, wrongs,
+            query_rd, row, block, split, memory, own_codes, codes, own_ids, ids, own_rows, inverses, words,
+            constant_r, given_r, firsts_Sn, seconds_Sn, grads_Snd, wrongs,
             n, m, per_split, piece, per_piece, blocks_per_bit, factor, u, v,
-            FORM, PAIRS, SIGN, LESS, REDO, IDS, ROWS_OUT, AFFINE, PIECES, COUNT, GRAD, ROWS, ITEMS, WIDTH, PADDED,
+            FORM, PAIRS, SIGN, LESS, REDO, IDS, ROWS_OUT, AFFINE, NORM, PIECES, SHARE, COUNT, GRAD,
+            ROWS, ITEMS, WIDTH, PADDED,
         )  # fmt: skip
         if (FORM == "power" or FORM == "circle") and not REDO:
-            wrong = (tl.max(second_r, 0) > TOO_LARGE).to(tl.int32)
-            tl.store(wrongs + split * tl.num_programs(0) + block, wrong)
+            if tl.max(second_r, 0) > TOO_LARGE:
+                tl.store(wrongs + (split // SHARE) * tl.num_programs(0) + block, 1)
     tl.store(firsts_Sn + split * n + row, first_r, mask=written)
     tl.store(seconds_Sn + split * n + row, second_r, mask=written)
     if GRAD:
         if AFFINE:
             tl.store(masses_Sn + split * n + row, mass_r, mask=written)
-        base = grads_Snd + split.to(tl.int64) * n * WIDTH
-        if (
-            PIECES and not REDO
-        ):  # nobody else adds there; to load what is there would take more registers than there are
+        base = grads_Snd + (split // SHARE).to(tl.int64) * n * WIDTH
+        # To load what is there would take more registers than there are.
+        if (PIECES or SHARE > 1) and not REDO:
             dims = tl.arange(0, PADDED)
             place = base + row.to(tl.int64)[:, None] * WIDTH + dims[None, :]
             tl.atomic_add(place, grad_rd, mask=written[:, None] & (dims < WIDTH)[None, :], sem="relaxed")
         else:
-            store_rows(base, tl.where(written, row, n), n, grad_rd, WIDTH, PADDED)
+            own = written & (split % SHARE == 0)
+            store_rows(base, tl.where(own, row, n), n, grad_rd, WIDTH, PADDED)
