@@ -95,6 +95,7 @@ def test_bad_input_is_one_message_on_stderr_and_status_2(
         (InterruptedRunError("stopped; go on with --resume"), 130, "stopped; go on with --resume\n"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.csv/out"), 2, "error: a.csv/out: Not a directory; "),
         (PermissionError(errno.EACCES, "Permission denied", "/out"), 2, "error: /out: Permission denied; "),
+        (OSError(errno.EROFS, "Read-only", "/a/.x.png.8kq_.tmp"), 2, "error: /a: Read-only; choose a place"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "error: No space left on device; "),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -70,7 +71,11 @@ def test_config_shows_the_preset(longview: Longview) -> None:
     ("arguments", "message"),
     [
         (("--set", "sampler.classes_per_batch=99", "--set", "memory=null"), "classes_per_batch=99, but there are"),
-        (("--config", "hstu-small"), "no preset 'hstu-small' for images"),
+        (
+            ("--config", "hstu-small"),
+            "'hstu-small' is a preset for logs, and the data are images: choose one of image-",
+        ),
+        (("--config", "hstu-smal"), "no preset 'hstu-smal' for images"),
         (("--set", "loss.knd=triplet"), "did you mean 'kind'"),
     ],
 )
@@ -81,6 +86,25 @@ def test_bad_input_is_one_line_and_status_2(
     assert done.exit_code == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_preset_for_images_and_data_that_are_none(longview: Longview, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,time\n" + "".join(f"{user},{item},{item}\n" for user in "abc" for item in range(4)))
+    assert longview("prepare", log, "--out", tmp_path / "log").exit_code == 0
+    for data, message in ((tmp_path / "log", "'image-tiny' is a preset for images"), (tmp_path, "not a prepared data")):
+        done = longview("train", data, "--out", tmp_path / "run", "--config", "image-tiny")
+        assert done.exit_code == 2
+        assert message in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_of_images_read_as_a_log_is_said(longview: Longview, tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("path,label\na.png,x\nb.png,y\n")
+    done = longview("prepare", table, "--out", tmp_path / "data")
+    assert done.exit_code == 2
+    assert "a table of images needs --images" in done.stderr
 
 
 def test_commands_of_logs_say_that_the_run_is_on_images(longview: Longview, run: Path) -> None:
@@ -107,6 +131,19 @@ def test_similar_by_image_finds_others_of_the_gallery(
     done = longview("embed", run, source, "--out", tmp_path / "vectors.parquet", "--workers", 0)
     done = longview("similar", run, image, "--gallery", tmp_path / "vectors.parquet", "-k", 5, "--json")
     assert [row["path"] for row in json.loads(done.stdout)] == ["class03/2.png", *(row["path"] for row in rows)]
+
+
+def test_similar_says_how_to_look_elsewhere_where_the_images_have_moved(
+    longview: Longview, run: Path, data: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    values = json.loads((moved / "data.json").read_text())
+    (moved / "data.json").write_text(json.dumps(values | {"path": str(tmp_path / "gone")}))
+    done = longview("similar", moved, "class03/2.png", "--workers", 0)
+    assert done.exit_code == 2
+    assert "say where to look: --gallery" in done.stderr
+    assert longview("similar", moved, "class03/2.png", "--gallery", data, "--workers", 0).exit_code == 0
 
 
 def test_similar_by_image_draws_a_picture(longview: Longview, run: Path, data: Path, tmp_path: Path) -> None:

@@ -95,6 +95,10 @@ def test_what_the_memory_refuses_and_a_second_reference_are_refused() -> None:
         remembering(z, labels, None, z, labels)
     with pytest.raises(InputError, match="labels are negative"):
         remembering(z, labels - 100)
+    bad: Any
+    for bad in (z[0], z.long(), z.numpy(), z.tolist()):
+        with pytest.raises(InputError, match="embeddings must be"):
+            remembering(bad, labels)
     assert len(remembering.memory) == 0
     with pytest.raises(InputError, match="distributed must be 'local'"):
         RememberingLoss(StandIn(), memory(distributed="replicated"))

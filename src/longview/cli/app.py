@@ -7,6 +7,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Annotated, Any
 
 import typer
@@ -74,7 +75,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 def _explain_system_error(error: OSError) -> int:
     """Say what the operating system refused, and return the exit status; an error that is no user's is raised again."""
-    named = "" if error.filename is None else f"{error.filename}: "
+    named = "" if error.filename is None else f"{_known_place(str(error.filename))}: "
     if error.errno in DISK:
         note(f"error: {named}{error.strerror}; see to the disk and run again", colour="red")
         return LongviewError.exit_code
@@ -82,6 +83,12 @@ def _explain_system_error(error: OSError) -> int:
         raise error
     note(f"error: {named}{error.strerror}; choose a place that can be read and written", colour="red")
     return InputError.exit_code
+
+
+def _known_place(name: str) -> str:
+    """Return `name`, or the folder it is in where it is a temporary name of ours, which would tell nobody anything."""
+    path = PurePath(name)
+    return str(path.parent) if path.name.startswith(".") and path.suffix == ".tmp" else name
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

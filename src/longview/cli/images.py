@@ -87,9 +87,14 @@ def refuse(**given: object) -> None:
 def _config(name: str | None, overrides: Sequence[str], out: Path, resume: bool) -> ImageRunConfig:
     """Return the configuration asked for; to resume, by default the one the run began with."""
     from longview.config import override, parse
-    from longview.training.images import ImageRunConfig, resolve_image_config
+    from longview.training.config import preset_names
+    from longview.training.images import ImageRunConfig, image_preset_names, resolve_image_config
     from longview.training.images.rundir import read_image_config
 
+    if name in preset_names():
+        raise InputError(
+            f"{name!r} is a preset for logs, and the data are images: choose one of {', '.join(image_preset_names())}"
+        )
     if not resume or name is not None:
         return resolve_image_config(name or DEFAULT, overrides)
     values = read_image_config(out).model_dump(mode="json")

@@ -64,6 +64,7 @@ def prepare_command(
     """Read logs in whatever format, write a data set to train on, and say what is in it."""
     from longview.config import parse
     from longview.data.images.source import is_image_source
+    from longview.data.images.table import PATH as IMAGE_PATHS
     from longview.data.options import PrepareConfig
     from longview.data.prepare import open_log, prepare
 
@@ -97,6 +98,10 @@ def prepare_command(
         chosen = ", ".join(f"{role} = {column}" for role, column, _ in columns.describe())
         files = f"{sources[0].path}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
         note(f"columns: {chosen} ({files})")
+    if user is None and columns.user.lower() in IMAGE_PATHS:
+        note(
+            f"note: users are taken from the column {columns.user!r}; a table of images needs --images", colour="yellow"
+        )
     with progress_bar() as report:
         data = prepare(inputs, out=out, overwrite=overwrite, report=report, **options)
     if json:

@@ -66,6 +66,8 @@ def _similar_images(
         raise InputError(f"{picture}: the picture is a PNG file: a name ending in .png expected")
     place = device_named(device)
     loaded = load_image_run(run, device=place)
+    if source is None and not (usual := Path(loaded.data["path"])).exists():
+        raise InputError(f"{run}: its images are no longer at {usual}; say where to look: --gallery")
     if source is None:
         source = loaded.open_images().path
     found = open_gallery(loaded, source, workers=workers, device=place)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longview.cli.output import emit_json, note, say
+from longview.errors import InputError
 
 if TYPE_CHECKING:
     from longview.training.config import RunConfig
@@ -51,10 +52,11 @@ def train_command(
             data, out, config, set_ or [], resume=resume, device=device, baselines=baselines, json=json
         )  # fmt: skip
         return
+    prepared = PreparedData.open(data)  # first: a mistyped folder is not to be blamed on the configuration
     chosen = _config(config, set_ or [], out, resume)
     result = train(
         chosen,
-        PreparedData.open(data),
+        prepared,
         out,
         device=device,
         resume=resume,
@@ -78,8 +80,14 @@ def train_command(
 def _config(name: str | None, overrides: list[str], out: Path, resume: bool) -> RunConfig:
     """Return the configuration asked for; to resume, by default the one the run began with."""
     from longview.config import override, parse
-    from longview.training.config import RunConfig, resolve_config
+    from longview.training.config import RunConfig, preset_names, resolve_config
+    from longview.training.images import image_preset_names
 
+    if name in image_preset_names():
+        raise InputError(
+            f"{name!r} is a preset for images, and DATA is of logs: choose one of {', '.join(preset_names())}, or "
+            "prepare images first (longview prepare IMAGES --out DATA)"
+        )
     if not resume or name is not None:
         return resolve_config(name or DEFAULT, overrides)
     from longview.training.rundir import read_config

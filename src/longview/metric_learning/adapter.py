@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longview.errors import InputError
+from longview.metric_learning.checks import check_batch
 from longview.metric_learning.memory import EmbeddingMemory
 from longview.metric_learning.memory_config import MemoryConfig
 
@@ -75,6 +76,7 @@ class RememberingLoss(nn.Module):
         """
         if ref_emb is not None or ref_labels is not None:
             raise InputError("the reference of this loss is its memory: call the loss itself to give another")
+        check_batch(embeddings, labels, sample_ids, width=self.memory.config.width)
         stored = functional.normalize(embeddings, dim=1) if self.normalise else embeddings
         reference = self.memory(stored, labels, sample_ids, enqueue_mask=enqueue_mask)
         batch = self.loss(embeddings, labels, indices_tuple)

@@ -82,4 +82,4 @@ def _finish(panel: Any, title: str, x: str) -> None:
     panel.tick_params(labelsize=7, colors=INK)
     panel.grid(color=GRID, linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(fontsize=7, frameon=False)
+    panel.legend(fontsize=7, frameon=False, handlelength=3.5)  # long enough to tell a broken line from a whole one

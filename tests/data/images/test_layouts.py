@@ -122,7 +122,9 @@ def test_a_table(tmp_path: Path) -> None:
         ("path,label\na.png,3\nb.png,-1\n", ["row 2", "negative"]),
         ("path,label\n,3\nb.png,1\n", ["row 1", "no value"]),
         ("path,label,split\na.png,3,tset\n", ["row 1", "tset", "gallery"]),
-        ("where,label\na.png,3\n", ["path", "image"]),
+        ("path,label,split\na.png,3,train\nb.png,3,\n", ["'split'", "row 2", "no value", "leave the column out"]),
+        ("where,label\na.png,3\n", ["path", "image", "--image path=COLUMN", "columns: where, label"]),
+        ("path,label\n", ["t.csv", "no rows"]),
     ],
 )
 def test_bad_tables_are_refused_by_row(tmp_path: Path, text: str, words: list[str]) -> None:

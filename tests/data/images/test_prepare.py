@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +158,86 @@ def test_archives_that_leave_their_root_are_refused(tmp_path: Path) -> None:
         prepare_images(tmp_path / "evil.zip", out=tmp_path / "data", workers=0)
 
 
+def test_archives_are_refused_by_any_name_in_them(tmp_path: Path) -> None:
+    for number, name in enumerate(["class0/../../up.png", "class0\\..\\..\\up.png", "!a/../../../up.png", "/up.png"]):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            for key in ("!a/1.png", name, "z/1.png"):
+                archive.writestr(key, encoded(picture(1)))
+        with pytest.raises(InputError, match=r"refused, the archive holds '.*up\.png'"):
+            prepare_images(tmp_path / f"{number}.zip", out=tmp_path / "data", workers=0)
+        assert not (tmp_path / "data").exists()
+
+
+def test_hidden_folders_of_an_archive_are_left_out_as_those_of_a_folder_are(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for key in ("a/1.png", "b/1.png", "__MACOSX/a/x/1.png", ".thumbnails/a/x/1.png"):
+            archive.writestr(key, encoded(picture(len(key))))
+    store = open_store(tmp_path / "set.zip")
+    assert list(store.images()) == ["a/1.png", "b/1.png"]
+    assert store.folders() == ["a", "b"]
+
+
+def test_links_to_folders_are_refused_by_name(tmp_path: Path) -> None:
+    for number, target in enumerate([tmp_path / "elsewhere", Path("class1"), Path()]):  # outside, inside, a circle
+        source = pictures.folders(tmp_path / f"set{number}")
+        put(tmp_path / "elsewhere" / "1.png", encoded(picture(1)))
+        (source / "linked").symlink_to(target)
+        with pytest.raises(InputError, match=r"linked is a symbolic link to a folder.*list its images in a table"):
+            prepare(source)
+    assert not (tmp_path / "data").exists()
+
+
+def test_links_in_a_circle_are_bad_images(tmp_path: Path) -> None:
+    source = pictures.folders(tmp_path / "pictures")
+    (source / "class1" / "self.png").symlink_to("self.png")
+    (source / "class1" / "good.png").symlink_to("0.png")
+    with pytest.raises(InputError, match=r"1 of 14 images cannot be used: class1/self\.png \(too many levels"):
+        prepare(source)
+    assert len(prepare(source, bad_images="skip")) == 13
+
+
+def test_a_full_disk_is_said_while_pixels_are_stored(tmp_path: Path) -> None:
+    source, disk = pictures.folders(tmp_path / "pictures", classes=20, size=(64, 64)), tmp_path / "disk"
+    disk.mkdir()
+    own = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=200k none "$0" && exec "$@"',
+        disk,
+    ]
+    if shutil.which("unshare") is None or subprocess.run([*own, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no small file system can be mounted here")
+    code = (
+        "import os, sys\n"
+        "from longview.data.images import prepare_images\n"
+        "from longview.errors import LongviewError\n"
+        "source, out = sys.argv[1:]\n"
+        "try:\n"
+        "    prepare_images(source, out=out, workers=0)\n"
+        "except LongviewError as error:\n"
+        "    print(error, os.listdir(os.path.dirname(out)))\n"
+    )
+    done = subprocess.run(
+        [*own, sys.executable, "-c", code, source, disk / "data"], check=True, capture_output=True, text=True
+    )
+    assert "the disk is full" in done.stdout
+    assert done.stdout.endswith("[]\n")  # nothing half-written
+
+
+def test_queries_without_a_match_are_noted(tmp_path: Path) -> None:
+    rows = [f"{label}.png,{label},{split}" for label, split in ((0, "train"), (1, "query"), (2, "gallery"))]
+    for label in range(3):
+        put(tmp_path / f"{label}.png", encoded(picture(label)))
+    table = put(tmp_path / "list.csv", "\n".join(["path,label,split", *rows]) + "\n")
+    notes = prepare_images(table, out=tmp_path / "none", workers=0).meta.card["notes"]
+    assert notes == ["no class of a query is in the gallery: every query will be a miss"]
+    put(table, table.read_text() + "0.png,1,gallery\n")
+    assert prepare_images(table, out=tmp_path / "one", workers=0).meta.card["notes"] == []
+
+
 def test_damaged_archives_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a readable zip"):
         open_store(put(tmp_path / "cut.zip", b"PK\x03\x04 and no more"))
@@ -206,7 +288,7 @@ def test_the_command_knows_images(tmp_path: Path, capsys: pytest.CaptureFixture[
     source = pictures.omniglot(tmp_path / "omniglot")
     prepare_command([str(source)], tmp_path / "data", image_options=["workers=0"])
     printed = capsys.readouterr()
-    for words in ("6 images of 2 classes", "published counts", "longview train"):
+    for words in ("6 images of 2 classes", "decoded, 8 × 8 pixels, grey", "published counts", "longview train"):
         assert words in printed.out
     assert "note: the published data set has other counts" in printed.err
     table = bad_set(tmp_path / "set")

@@ -118,7 +118,7 @@ def test_classes_with_one_image_are_skipped_and_counted_or_repeated() -> None:
 
 
 def test_fewer_classes_than_p_are_refused() -> None:
-    with pytest.raises(InputError, match="classes_per_batch=5, but there are 2 classes: lower"):
+    with pytest.raises(InputError, match=r"classes_per_batch=5, but there are 2 classes: lower.*validation_classes"):
         CoveringBatches([0, 0, 1, 1], classes_per_batch=5, samples_per_class=2)
     with pytest.raises(InputError, match="at least 1 × 1"):
         CoveringBatches([0, 0, 1, 1], classes_per_batch=2, samples_per_class=0)

@@ -34,6 +34,8 @@ def count(
     notes = (*samples.listing.notes, *notes, *differs)
     if evaluated.any() and not gallery.any() and not (names == "validation").any():
         notes = (*notes, "there are queries and no gallery: nothing can be evaluated")
+    elif lost.any() and lost.sum() == (names == "query").sum() and not (names == "test").any():
+        notes = (*notes, "no class of a query is in the gallery: every query will be a miss")
     return ImageCard(
         source=str(source),
         layout=samples.listing.layout,
@@ -53,7 +55,7 @@ def count(
         sides=_sides(samples),
         stored="as files, where they are"
         if packed is None
-        else f"{packed.height} × {packed.width} pixels of {packed.channels} bytes, decoded",
+        else f"decoded, {packed.height} × {packed.width} pixels, {'grey' if packed.channels == 1 else 'in colour'}",
         fingerprint=fingerprint(samples, splits),
     )
 

@@ -97,7 +97,7 @@ def _sift(store: Store, listing: Listing, config: ImageOptions, report: Report) 
     if problems and config.bad_images == "fail":
         raise InputError(
             f"{store.path}: {len(problems):,} of {len(entries):,} images cannot be used: {some(named)}. Mend them, or "
-            "leave them out (bad_images=skip)"
+            "leave them out: --image bad_images=skip (in Python bad_images='skip')"
         )
     kept = [(entry, look) for entry, look in zip(entries, looked, strict=True) if not look.problem]
     if not kept:
@@ -187,18 +187,19 @@ def _pack(
     boxes = table["box"].combine_chunks() if "box" in table.column_names else None
     reader = ImageReader(store, table["key"].combine_chunks(), boxes, config.max_pixels)
     shape = (table.num_rows, side, side, channels)
-    pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
     mode: Mode = "L" if channels == 1 else "RGB"
-    with Workers[Request, Loaded](reader.load, config.workers) as workers:
+    # Written, not mapped: on a full disk a write is an error that can be told, a mapped page ends the process.
+    with Workers[Request, Loaded](reader.load, config.workers) as workers, file.open("wb") as out:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(out, header)  # type: ignore[no-untyped-call]
         pieces = [tuple(range(first, min(first + PIECE, shape[0]))) for first in range(0, shape[0], PIECE)]
         loads = workers.map(Request(rows, side, "crop", mode) for rows in pieces)
         for rows, loaded in zip(pieces, loads, strict=True):
             if loaded.problems:
                 place, reason = loaded.problems[0]
                 raise InputError(f"{store.path}: {table['key'][rows[place]]} cannot be read: {reason}")
-            pixels[rows[0] : rows[-1] + 1] = loaded.pixels
+            out.write(loaded.pixels.tobytes())
             report("storing", rows[-1] + 1, shape[0])
-    pixels.flush()
     return Packed(height=side, width=side, channels=1 if channels == 1 else 3)
 
 

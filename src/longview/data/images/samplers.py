@@ -102,7 +102,8 @@ class ClassBatches(ABC):
             left = f" with two images or more ({self.skipped} images are the only ones of theirs)"
             raise InputError(
                 f"classes_per_batch={classes_per_batch}, but there are {len(self.members)} classes"
-                f"{left if self.skipped else ''}: lower classes_per_batch or add classes"
+                f"{left if self.skipped else ''}: lower classes_per_batch or add classes (those held out by "
+                "data.validation_classes do not count)"
             )
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zipfile
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class Store(Protocol):
         """Yield the keys of all files below `under` that are named like images, sorted within each folder.
 
         Raises:
-            InputError: an archive with names that lead out of it.
+            InputError: an archive with names that lead out of it, a folder with a symbolic link to a folder.
         """
 
 
@@ -61,7 +62,10 @@ def safe_key(key: str) -> str:
 
 
 class FolderStore:
-    """Files below a folder. Symbolic links are followed as long as they stay inside it."""
+    """Files below a folder. Symbolic links to files are followed as long as they stay inside it, those to folders not.
+
+    A link to a folder may lead in a circle, or to far more than the user thinks of.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,18 +82,29 @@ class FolderStore:
 
     def folders(self, under: str = "") -> list[str]:
         place = self._root / under
-        return sorted(p.name for p in place.iterdir() if p.is_dir() and not _hidden(p.name)) if place.is_dir() else []
+        inside = place.iterdir() if place.is_dir() else ()
+        return sorted(p.name for p in inside if p.is_dir() and not p.is_symlink() and not _hidden(p.name))
 
     def images(self, under: str = "") -> Iterator[str]:
         for folder, inside, names in os.walk(self._root / under):
             inside[:] = sorted(name for name in inside if not _hidden(name))
+            for name in inside:
+                if (link := Path(folder) / name).is_symlink():
+                    raise InputError(
+                        f"{self.path}: {link.relative_to(self._root).as_posix()} is a symbolic link to a folder, which "
+                        "is not followed: put the folder itself there, or list its images in a table of paths and "
+                        "labels (--images, with --image root=FOLDER)"
+                    )
             base = Path(folder).relative_to(self._root).as_posix()
             for name in sorted(names):
                 if name.lower().endswith(SUFFIXES) and not _hidden(name):
                     yield name if base == "." else f"{base}/{name}"
 
     def _place(self, key: str) -> Path:
-        place = (self._root / safe_key(key)).resolve()
+        try:
+            place = (self._root / safe_key(key)).resolve()
+        except RuntimeError:  # what Python 3.11 and 3.12 raise; later ones leave it to whoever opens the file
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
         if not place.is_relative_to(self._root):
             raise KeyRefusedError("a symbolic link leads out of the folder of the images")
         return place
@@ -122,7 +137,7 @@ class ZipStore:
     def folders(self, under: str = "") -> list[str]:
         prefix = f"{under}/" if under else ""
         inside = (name[len(prefix) :] for name in self._names() if name.startswith(prefix))
-        return sorted({name.partition("/")[0] for name in inside if "/" in name})
+        return sorted({name.partition("/")[0] for name in inside if "/" in name} - {"", ".", ".."})
 
     def images(self, under: str = "") -> Iterator[str]:
         prefix = f"{under}/" if under else ""
@@ -135,7 +150,7 @@ class ZipStore:
 
     def _names(self) -> list[str]:
         names = self._open().namelist()
-        return [name for name in names if not any(_hidden(part) for part in name.split("/")[-2:])]
+        return [name for name in names if not any(_hidden(part) for part in name.split("/"))]
 
     def _open(self) -> zipfile.ZipFile:
         if self._archive is None or self._process != os.getpid():
@@ -169,4 +184,4 @@ def open_store(path: Path) -> Store:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
+    return name.startswith((".", "__MACOSX")) and name not in (".", "..")

@@ -22,8 +22,8 @@ def read_table(path: Path, *, path_column: str | None = None, label_column: str 
     """List the rows of the table at `path`. Columns that are not named are found by the usual names.
 
     Raises:
-        InputError: a table that cannot be read, lacks a column, has rows without a path, negative numbers as labels or
-            a split of unknown name; rows are named as the reader counts them, from 1.
+        InputError: a table that cannot be read, lacks a column, has no rows, rows without a path, negative numbers as
+            labels or a split of unknown name; rows are named as the reader counts them, from 1.
     """
     source = open_source(path)
     names = {
@@ -36,6 +36,8 @@ def read_table(path: Path, *, path_column: str | None = None, label_column: str 
     table = source.table(text=chosen)
     rows = {role: _text(table[name]) for role, name in names.items() if name is not None}
     paths, labels = rows["path"], rows["label"]
+    if not paths:
+        raise InputError(f"{path}: no rows below the names of its columns: a path and a label in each expected")
     lacking = [f"row {row}" for row, value in enumerate(paths, 1) if not value]
     if lacking:
         raise InputError(f"{path}: no value in the column {names['path']!r}: {some(lacking)}")
@@ -43,7 +45,13 @@ def read_table(path: Path, *, path_column: str | None = None, label_column: str 
     places = [f"{path}, row {row}" for row in range(1, len(paths) + 1)]
     splits: Sequence[Split | None] = [None] * len(paths)
     if "split" in rows:
-        splits = [split_named(value or "", place) for value, place in zip(rows["split"], places, strict=True)]
+        lacking = [f"row {row}" for row, value in enumerate(rows["split"], 1) if not value]
+        if lacking:
+            raise InputError(
+                f"{path}: no value in the column {names['split']!r}: {some(lacking)}; name a split in every row, or "
+                "leave the column out"
+            )
+        splits = [split_named(str(value), place) for value, place in zip(rows["split"], places, strict=True)]
     categories = rows.get("category", [None] * len(paths))
     entries = [
         Entry(str(key), label, split, category, place=place)
@@ -60,7 +68,10 @@ def _column(names: Sequence[str], given: str | None, usual: Sequence[str], path:
     lower = {name.lower(): name for name in names}
     found = next((lower[name] for name in usual if name in lower), None)
     if found is None:
-        raise InputError(f"{path}: no column for the {role} of an image (such as {usual[0]!r}): name it ({role}=…)")
+        raise InputError(
+            f"{path}: no column for the {role} of an image (such as {usual[0]!r}): name it with --image {role}=COLUMN "
+            f"(in Python {role}='COLUMN'); columns: {', '.join(names)}"
+        )
     return found
 
 
