@@ -137,8 +137,8 @@ class _Problem:
         self.held = min(self.m, self.per_piece * self.tile.items) * (self.divided and not raw)
         self.affine = self.mapped and (self.norm or not self.divided)
         self.norms = max(1, triton_match.NORM_VALUES // padded)
-        self.to_see = -(-self.m // self.norms) * self.divided  # programs, half of them while the anchors are sorted
-        self.seen_before = self.to_see // 2
+        self.to_see = -(-self.m // self.norms) * self.divided  # programs, a third of them while the anchors are sorted
+        self.seen_before = self.to_see // 3
         self._allocate()
         self._prepare()
         self._match()

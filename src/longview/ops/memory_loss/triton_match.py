@@ -24,7 +24,7 @@ REGISTERS, SORT_REGISTERS = (
 )  # of a thread of it, and of one that sorts; left to the compiler, a few values spill
 COLUMNS = 256  # anchors that are compared at a time
 BITS = 64
-NORM_VALUES = 4096  # of the memory, which a program divides by their norms
+NORM_VALUES = 8192  # of the memory, which a program divides by their norms
 ABSENT = tl.constexpr(-1)  # the code of a label that no anchor has
 LEFT_OUT = tl.constexpr(-2)  # the code of a row that takes no part
 TINY = tl.constexpr(1e-24)  # least square of a norm that a row is divided by
