@@ -96,10 +96,10 @@ def test_more_blocks_of_anchors_than_bits_share_them(monkeypatch: pytest.MonkeyP
 
 
 def test_segments_and_splits_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    from longview.ops.memory_loss import fused, triton_match
+    from longview.ops.memory_loss import prepared, triton_match
 
     monkeypatch.setattr(triton_match, "BLOCK", 64)
-    monkeypatch.setattr(fused, "PROCESSORS", 3)
+    monkeypatch.setattr(prepared, "PROCESSORS", 3)
     for name in LOSSES:
         assert_as_the_reference(problem(5, 200, 16), name, **options_of(5, 200, 16)["affine, renormalise"])
 
@@ -121,9 +121,9 @@ class TestNormsOfRowsAsTheyAreStored:
 
     @pytest.fixture(autouse=True)
     def every_row_is_wide(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from longview.ops.memory_loss import fused
+        from longview.ops.memory_loss import prepared
 
-        monkeypatch.setattr(fused, "RAW_WIDTH", 16)
+        monkeypatch.setattr(prepared, "RAW_WIDTH", 16)
 
     @every_loss
     @pytest.mark.parametrize("m", [0, 70])
@@ -150,10 +150,10 @@ class TestPiecesOfNormalisedRows:
 
     @pytest.fixture(autouse=True)
     def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from longview.ops.memory_loss import fused
+        from longview.ops.memory_loss import prepared
 
-        monkeypatch.setattr(fused, "SEEN_BYTES", 64 * 16 * 4)  # two tiles of the interpreter's, or less
-        monkeypatch.setattr(fused, "PROCESSORS", 2)
+        monkeypatch.setattr(prepared, "SEEN_BYTES", 64 * 16 * 4)  # two tiles of the interpreter's, or less
+        monkeypatch.setattr(prepared, "PROCESSORS", 2)
 
     @every_loss
     @pytest.mark.parametrize("m", [0, 64, 65, 300])

@@ -76,8 +76,8 @@ def memory_loss(
         loss: which loss, with its settings.
         affine: (scale, shift), (d,) each: rows are seen as `reference * scale + shift` (moment matching). Constants:
             no gradient reaches them.
-        renormalise: rows are seen divided by their norms, after `affine`. On a GPU up to 64 MiB of them are held that
-            way at a time.
+        renormalise: rows are seen divided by their norms, after `affine`. On a GPU up to 64 MiB of rows narrower than
+            512 are held that way at a time.
         own_ids, reference_ids: (b,) and (m,) int64 sample ids; a pair of equal ids is left out.
         own_positions: (b,) int64 rows of `reference` that are the anchors themselves; negative for none.
         reference_mask: (m,) bool, the rows that take part; by default all.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from longview.ops.memory_loss.fused import RAW_WIDTH, SHARE
+from longview.ops.memory_loss.prepared import RAW_WIDTH, SHARE
 from longview.ops.memory_loss.triton_finish import DIMS, finish
 from longview.ops.memory_loss.triton_finish import ROWS as FINISHED
 from longview.ops.memory_loss.triton_match import (
