@@ -44,6 +44,23 @@ def test_a_sample_never_meets_its_own_older_version() -> None:
     assert other.parts.memory - with_ids == pytest.approx(2.0)  # 1 - cos(180°) for each anchor
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("name", sorted(PAIR_LOSSES))
+def test_ids_leave_out_of_a_batch_what_positions_and_ids_would(name: str, backend: Any) -> None:
+    plain = PairwiseLoss(name, backend=backend)
+    loss = CrossBatchLoss(plain, memory(), memory_weight=0, normalise=False)
+    for z, labels, ids in drifting(3):
+        ids = ids % 5  # some samples are twice in the batch
+        twin = functional.normalize(z, dim=1).requires_grad_()
+        own = twin.detach().clone().requires_grad_()
+        expected = plain(twin, labels, sample_ids=ids)
+        expected.backward()
+        value = loss(own, labels, ids)
+        value.backward()
+        assert torch.equal(value, expected)
+        assert torch.equal(own.grad, twin.grad)
+
+
 def test_before_l2_the_memory_stores_raw_embeddings_and_the_loss_sees_cosines() -> None:
     raw = CrossBatchLoss("contrastive", memory(space="before-l2", renormalise=None))
     normalised = CrossBatchLoss("contrastive", memory())

@@ -90,7 +90,7 @@ def test_embeddings_that_are_no_numbers_leave_the_memory_as_it_was() -> None:
     fixed.enqueue()
     for name, value in loss.memory.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert int(fixed.cursor) == int(loss.memory.queue.cursor)
+    assert int(fixed.entered) == int(loss.memory.queue.cursor) == 3 * BATCH
 
 
 @pytest.mark.parametrize(

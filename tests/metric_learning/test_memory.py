@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longview.config import parse
 from longview.errors import InputError
@@ -110,6 +111,7 @@ def _with(key: str, row: int, value: float) -> Any:
         ({"labels": None}, "got NoneType"),
         ({"embeddings": [[0.0] * 6]}, "must be a tensor .* got list"),
         ({"labels": torch.zeros(8, dtype=torch.int64, device="meta")}, "labels are on meta and the embeddings on cpu"),
+        ({"labels": _with("labels", 4, -1), "sample_ids": None}, r"labels are negative in 1 of 8 .*\(4\)"),
         ({"sample_ids": _with("sample_ids", 1, -3)}, "sample_ids are negative"),
         ({"sample_ids": torch.zeros(8)}, r"sample_ids must be \(8,\) int64"),
         ({"enqueue_mask": torch.ones(8)}, r"enqueue_mask must be \(8,\) bool"),
@@ -159,6 +161,52 @@ def test_only_masked_in_rows_are_stored_and_moments_are_of_all() -> None:
     whole(batch, labels, ids)
     assert torch.equal(bank.read().sample_ids, ids[kept])
     assert torch.equal(bank.read().embeddings(), whole.read().embeddings()[kept])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("anchor", ["state", "batch", "memory"])
+@pytest.mark.parametrize("drift", ["none", "axbn"])
+def test_what_is_given_may_be_changed_afterwards(drift: str, anchor: str, masked: bool) -> None:
+    bank, twin = (memory({"kind": drift, "anchor": anchor}) for _ in range(2))
+    mask = torch.tensor([True, True, False, True] * 2) if masked else None
+    for batch in drifting(4):
+        given = [column.clone() for column in batch]
+        reference = bank(*given, enqueue_mask=mask)
+        for column in given:
+            column.zero_()
+        expected = twin(*batch, enqueue_mask=mask)
+        assert torch.equal(reference.anchor_ids, expected.anchor_ids)
+        assert torch.equal(reference.embeddings(), expected.embeddings())
+    assert same(states(bank), states(twin))
+
+
+class _Looks(TorchDispatchMode):
+    """Counts operations that wait for the device, were all but the counters of `bank` on one."""
+
+    def __init__(self, bank: EmbeddingMemory) -> None:
+        super().__init__()
+        counters = [part.get_buffer(name) for part in (bank, bank.queue) for name in part.host]
+        self.host, self.looks = {counter.data_ptr() for counter in counters}, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.looks += args[0].data_ptr() not in self.host
+        if func is torch.ops.aten.index.Tensor:
+            self.looks += sum(index.dtype == torch.bool for index in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [{}, {"order": "enqueue-first"}, {"age_limit": 2}, {"distributed": "sharded"}])
+@pytest.mark.parametrize("drift", ["none", "xbn", "axbn", "moving-average"])
+def test_a_step_waits_for_the_device_once(drift: str, settings: dict[str, Any]) -> None:
+    bank = memory({"kind": drift}, **settings)
+    for batch in drifting(7):
+        with _Looks(bank) as seen:
+            bank(*batch)
+        assert seen.looks == 1
+    with _Looks(bank) as seen:
+        bank(*batch, enqueue_mask=torch.ones(8, dtype=torch.bool))
+    assert seen.looks == 2
 
 
 @pytest.mark.parametrize("drift", ["none", "xbn", "axbn"])

@@ -1,7 +1,8 @@
 """Training steps of a small convolutional encoder without a memory, with one, and with each way to correct its drift.
 
 A step is forward, loss over batch and memory, backward and the optimiser. Every provider has an encoder, a memory that
-is full and an optimiser of its own; inputs are the same.
+is full and an optimiser of its own; inputs are the same. On a GPU steps are timed as they are launched, and again as
+CUDA graphs, which is how a run trains there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from longview.bench.device import clocks, device_turns, launches, require_gpu
+from longview.bench.device import captured, clocks, device_turns, launches, require_gpu
 from longview.bench.record import write_result
 from longview.bench.timing import Timing, paired_ratio, turns
 from longview.config import parse
@@ -30,7 +31,10 @@ METHOD = (
     "the encoder makes of noise and is timed once the run has replaced it; sample ids given, values checked; AdamW; "
     "providers take turns within one run; medians "
     "of wall-clock time on a CPU and of CUDA events on a GPU; over_xbm: median over rounds of the ratio to plain XBM "
-    "in the same round, minus 1, with its 95 % interval; launches: kernels, copies and fills of a step on a GPU"
+    "in the same round, minus 1, with its 95 % interval; launches: kernels, copies and fills of a step on a GPU; "
+    "graph_ms and graph_over_xbm: the same of steps as CUDA graphs, which is how a run trains on a GPU: the memory's "
+    "fixed steps, values checked on the device, the batch against itself by dense torch, and AdamW, replayed with one "
+    "launch, in rounds of their own, once these have replaced the memory"
 )
 PROVIDERS: dict[str, dict[str, Any]] = {
     "no memory": {},
@@ -79,13 +83,21 @@ def bench_memory_step(json: Path | None = None, *, device: str = "cpu", rounds: 
         "environment": environment(),
     }
     for setting in GPU if device == "cuda" else CPU:
-        steps = {name: step_of(setting, memory, device) for name, memory in PROVIDERS.items()}
+        steps = {name: Steps(setting, memory, device) for name, memory in PROVIDERS.items()}
         take_turns = device_turns if device == "cuda" else turns
         # By then the memory is made of batches of the run: before, XBM's old rows are over no margin and cost less.
-        rows = _rows(take_turns(steps, rounds=rounds, warm_up=-(-setting.memory // setting.batch) + WARM_UP))
+        warm_up = -(-setting.memory // setting.batch) + WARM_UP
+        rows = _rows(take_turns(steps, rounds=rounds, warm_up=warm_up))
         if device == "cuda":
             for name, step in steps.items():
                 rows[name]["launches"] = launches(step)
+            replays = {name: fixed_steps(setting, memory, device).replay() for name, memory in PROVIDERS.items()}
+            for name, row in _rows(device_turns(replays, rounds=rounds, warm_up=warm_up)).items():
+                rows[name] |= {
+                    "graph_ms": row["median_ms"],
+                    "graph_over_xbm": row["over_xbm"],
+                    "graph_over_xbm_interval": row["over_xbm_interval"],
+                }
             result["clocks"] = clocks()
         result["settings"].append({**setting._asdict(), "providers": rows})
         if json is not None:
@@ -93,32 +105,68 @@ def bench_memory_step(json: Path | None = None, *, device: str = "cpu", rounds: 
     return result
 
 
-def step_of(setting: Setting, memory: dict[str, Any], device: str) -> Callable[[], None]:
-    """Return a training step; `memory` is the part of a `MemoryConfig` that a provider chooses, empty for none."""
-    torch.manual_seed(0)
-    encoder = small_encoder(setting.width).to(device)
-    optimiser = torch.optim.AdamW(encoder.parameters(), fused=device == "cuda")
-    loss = _loss(setting, memory).to(device)
-    labels = torch.arange(setting.batch // SAMPLES, device=device).repeat_interleave(SAMPLES)
-    images = torch.randn(setting.batch, 1, SIDE, SIDE, device=device)
-    ids = torch.arange(setting.batch, device=device)
-    count = 0
+class Steps:
+    """Training steps of one provider; a call does one, launch by launch, and returns its loss, a scalar.
 
-    def step() -> None:
-        nonlocal count
-        count += 1
-        z = nn.functional.normalize(encoder(images), dim=1)
-        if isinstance(loss, CrossBatchLoss):
-            value: Tensor = loss(z, labels, ids + count * setting.batch)
-        else:
-            value = loss(z, labels)
+    `memory` is the part of a `MemoryConfig` that a provider chooses, empty for none.
+    """
+
+    def __init__(self, setting: Setting, memory: dict[str, Any], device: str) -> None:
+        torch.manual_seed(0)
+        self.encoder = small_encoder(setting.width).to(device)
+        self.optimiser = torch.optim.AdamW(self.encoder.parameters(), fused=device == "cuda")
+        self.loss = _loss(setting, memory).to(device)
+        self.labels = torch.arange(setting.batch // SAMPLES, device=device).repeat_interleave(SAMPLES)
+        self.images = torch.randn(setting.batch, 1, SIDE, SIDE, device=device)
+        self.ids = torch.arange(setting.batch, device=device)
+        if isinstance(self.loss, CrossBatchLoss):
+            _fill(self.loss, setting, device, self.encoder)
+
+    def __call__(self) -> Tensor:
+        value = self.work()
+        self.advance()
+        return value
+
+    def work(self) -> Tensor:
+        """Do what a step does on the device."""
+        self.optimiser.zero_grad()
+        self.ids += len(self.ids)
+        z = nn.functional.normalize(self.encoder(self.images), dim=1)
+        more = (self.ids,) if isinstance(self.loss, CrossBatchLoss) else ()
+        value: Tensor = self.loss(z, self.labels, *more)
         value.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        optimiser.zero_grad()
+        if isinstance(self.loss, CrossBatchLoss) and self.loss.fixed is not None:
+            self.loss.fixed.enqueue()
+        self.optimiser.step()
+        return value.detach()
 
-    if isinstance(loss, CrossBatchLoss):
-        _fill(loss, setting, device, encoder)
-    return step
+    def advance(self) -> None:
+        """Count a fixed step on the host."""
+        if isinstance(self.loss, CrossBatchLoss) and self.loss.fixed is not None:
+            self.loss.fixed.advance()
+
+    def replay(self) -> Callable[[], None]:
+        """Return the step as a CUDA graph. What is launched before the recording is not counted on the host."""
+        for group in self.optimiser.param_groups:
+            group["capturable"] = True
+        graph = captured(self.work)
+
+        def step() -> None:
+            graph.replay()
+            self.advance()
+
+        return step
+
+
+def fixed_steps(setting: Setting, memory: dict[str, Any], device: str) -> Steps:
+    """Return steps that are the same operations each time, as a graph needs them."""
+    steps = Steps(setting, memory, device)
+    if isinstance(steps.loss, CrossBatchLoss):
+        steps()  # a memory's first step is not like the others
+        steps.loss.fix(setting.batch)
+    elif isinstance(steps.loss, PairwiseLoss):
+        steps.loss.backend = "reference"  # which does not look at what it compares
+    return steps
 
 
 def small_encoder(width: int) -> nn.Sequential:

@@ -51,27 +51,26 @@ def check_labels(labels: Tensor, rows: int) -> None:
         raise InputError(f"labels must be ({rows},) int64, one an embedding, got {of(labels)}")
 
 
-def check_values(embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
-    """Check the values of a batch; waits for the device once.
+def check_values(values: Tensor, numbers: Tensor) -> None:
+    """Check the values of a batch, (b, d), and its labels and sample ids, (2, b); waits for the device once.
 
     Raises:
         InputError: NaN or infinite embeddings, negative labels or ids.
     """
-    values = embeddings.detach()
-    signs = labels.amin() if sample_ids is None else torch.minimum(labels.amin(), sample_ids.amin())
-    if bool(((values * 0).sum() == 0) & (signs >= 0)):  # NaN or infinity times 0 is NaN
+    # NaN or infinity times 0 is NaN, which is not 0 or more either.
+    if (numbers.amin() + (values * 0).sum()).item() >= 0:
         return
-    bad, negative = ~torch.isfinite(values).all(1), labels < 0
-    ids = negative & False if sample_ids is None else sample_ids < 0
+    labels, ids = (numbers < 0).unbind()
     for what, where, remedy in (
-        ("embeddings are NaN or infinite", bad, "lower the learning rate or clip gradients; nothing was stored"),
-        ("labels are negative", negative, "a missing label is no class: leave those samples out"),
+        ("embeddings are NaN or infinite", ~values.isfinite().all(1), "lower the learning rate or clip gradients; "
+         "nothing was stored"),
+        ("labels are negative", labels, "a missing label is no class: leave those samples out"),
         ("sample_ids are negative", ids, "number samples from 0"),
-    ):
+    ):  # fmt: skip
         rows = where.nonzero().flatten().tolist()
         if rows:
             shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
-            raise InputError(f"{what} in {len(rows)} of {len(embeddings)} rows of the batch ({shown}): {remedy}")
+            raise InputError(f"{what} in {len(rows)} of {len(values)} rows of the batch ({shown}): {remedy}")
 
 
 def of(value: object) -> str:

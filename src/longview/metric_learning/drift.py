@@ -41,17 +41,18 @@ class DriftState(NamedTuple):
     steps: Tensor
 
     @classmethod
-    def empty(cls, width: int, dtype: torch.dtype) -> DriftState:
+    def empty(cls, width: int, dtype: torch.dtype, device: torch.device | None = None) -> DriftState:
         """Return the state before any batch."""
-        moments = torch.stack([torch.zeros(width, dtype=dtype), torch.ones(width, dtype=dtype)])
+        moments = torch.zeros(2, width, dtype=dtype, device=device)
+        moments[1] = 1
         return cls(
             moments,
             torch.zeros_like(moments),
-            torch.zeros(2, 1, dtype=dtype),
+            torch.zeros(2, 1, dtype=dtype, device=device),
             torch.ones_like(moments),
             torch.zeros_like(moments),
-            torch.zeros(2, 2, width, dtype=dtype),
-            torch.zeros((), dtype=torch.int64),
+            torch.zeros(2, 2, width, dtype=dtype, device=device),
+            torch.zeros((), dtype=torch.int64, device="cpu"),
         )
 
 

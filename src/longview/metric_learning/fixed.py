@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from longview.errors import InputError
+from longview.metric_learning.drift import DriftState
 from longview.metric_learning.memory import EmbeddingMemory
 from longview.metric_learning.observe import observe
 from longview.metric_learning.reference import Reference
@@ -36,7 +37,9 @@ class FixedSteps:
         self.memory, self.batch = memory, batch
         memory.queue.commit()
         queue, device = memory.queue, memory.drift_moments.device
-        self.cursor, self.count = (counter.to(device, copy=True) for counter in (queue.cursor, queue.count))
+        # The rows that ever entered, or fewer that lead to the same places: of a full ring all places are taken.
+        full = int(queue.count) == queue.capacity
+        self.entered = torch.tensor(int(queue.cursor) + full * queue.capacity, device=device)
         self.slots = torch.arange(queue.capacity, device=device)
         self.unsettled = 0
         self._waiting: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
@@ -50,8 +53,7 @@ class FixedSteps:
         good = (values * 0).sum() == 0  # NaN or infinity times 0 is NaN
         if policy.corrects:
             seen = observe(policy, memory.config.floor, values, labels, state)
-            for old, new in zip(state[:-1], seen.state[:-1], strict=True):
-                old.copy_(torch.where(good, new, old))
+            _overwrite(state, seen.state, good)
             values = seen.stored
         self._waiting = (values, labels, sample_ids, good)
         before = memory.config.order == "enqueue-first"
@@ -80,13 +82,11 @@ class FixedSteps:
         *columns, good = self._waiting
         self._waiting = None
         queue = self.memory.queue
-        places = (self.cursor + self.slots[: self.batch]) % queue.capacity
+        places = (self.entered + self.slots[: self.batch]) % queue.capacity
         for held, new in zip((queue.rows, queue.labels, queue.sample_ids), columns, strict=True):
             old = held[places]
             held.index_copy_(0, places, torch.where(good, new.to(held.dtype), old))
-        taken = good * self.batch
-        self.cursor.copy_((self.cursor + taken) % queue.capacity)
-        self.count.copy_((self.count + taken).clamp(max=queue.capacity))
+        self.entered.add_(good, alpha=self.batch)
 
     def advance(self) -> None:
         """Count one step on the host."""
@@ -114,12 +114,21 @@ class FixedSteps:
 
     def _mask(self, newest: int) -> Tensor:
         """Return which places of the ring take part, (m,); the rows put last are `newest` steps old."""
-        mask = self.slots < self.count
+        mask = self.slots < self.entered
         limit = self.memory.config.age_limit
         if limit is not None:
-            behind = (self.cursor - 1 - self.slots) % self.memory.queue.capacity
+            behind = (self.entered - 1 - self.slots) % self.memory.queue.capacity
             mask &= behind // self.batch + newest <= limit
         return mask
+
+
+def _overwrite(state: DriftState, new: DriftState, good: Tensor) -> None:
+    """Overwrite the tensors of `state` by the new ones where `good` is true; a few launches do it for all."""
+    pairs = [(old, now) for old, now in zip(state[:-1], new[:-1], strict=True) if now is not old]
+    held = [old for old, _ in pairs]
+    before, after = (torch.cat([part.flatten() for part in side]) for side in zip(*pairs, strict=True))
+    parts = torch.split(torch.where(good, after, before), [old.numel() for old in held])
+    torch._foreach_copy_(held, [part.view_as(old) for part, old in zip(parts, held, strict=True)])
 
 
 def why_not_fixed(memory: EmbeddingMemory) -> str | None:

@@ -24,6 +24,7 @@ from longview.ops.collectives import (
 )
 
 OWN_IDS = 1 << 62  # the ids that a memory gives to samples without one begin here
+STATE = tuple(f"drift_{name}" for name in DriftState._fields)  # the buffers of the drift policy
 
 
 class _Batch(NamedTuple):
@@ -66,8 +67,8 @@ class EmbeddingMemory(FixedBuffers):
             held //= world
         anchored = config.drift.corrects and config.drift.anchor == "memory"
         self.queue = RowQueue(held, config.width, DTYPES[config.storage], sums=anchored)
-        for name, value in DriftState.empty(config.width, DTYPES[config.moments])._asdict().items():
-            self.register_buffer(f"drift_{name}", value)
+        for name, value in zip(STATE, DriftState.empty(config.width, DTYPES[config.moments]), strict=True):
+            self.register_buffer(name, value)
         for name in ("step", "seen", "stored", "cohorts"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
@@ -78,7 +79,7 @@ class EmbeddingMemory(FixedBuffers):
     @property
     def drift_state(self) -> DriftState:
         """The state of the drift policy."""
-        return DriftState(*(getattr(self, f"drift_{name}") for name in DriftState._fields))
+        return DriftState(*(self._buffers[name] for name in STATE))  # type: ignore[arg-type]
 
     @property
     def warm(self) -> bool:
@@ -112,14 +113,16 @@ class EmbeddingMemory(FixedBuffers):
         with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
             seen = self._observed(batch.rows)
             self.queue.commit()
-            self._set(seen.state)
+            if seen is not None:
+                self._set(seen.state)
             if self.warm:
-                self._put(batch.rows._replace(values=self._stored(seen)).where(batch.kept))
+                rows = batch.rows if seen is None else batch.rows._replace(values=self._stored(seen))
+                self._put(rows.where(batch.kept), copy=seen is None)
                 if self.config.order == "enqueue-first":
                     self.queue.commit()
             reference = self._reference(batch.anchor_ids)
-            self.seen += len(batch.rows.labels)
-            self.step += 1
+            self.seen.add_(len(batch.rows.labels))
+            self.step.add_(1)
         every = self.config.check_every
         if self.config.distributed == "replicated" and every and int(self.step) % every == 0:
             self.check_replicas()
@@ -147,18 +150,19 @@ class EmbeddingMemory(FixedBuffers):
         corrects, anchor = self.config.drift.corrects, self.config.drift.anchor
         self.queue.clear()
         self.stored.zero_()
-        self._set(DriftState.empty(self.config.width, self.drift_moments.dtype))
+        self._set(DriftState.empty(self.config.width, self.drift_moments.dtype, self.drift_moments.device))
         try:
             for inputs, labels, *ids in batches:
                 embeddings = inputs if encoder is None else encoder(inputs)
                 batch = self._batch(embeddings, labels, ids[0] if ids else None, None)
+                rows, room = batch.rows, slice(self.config.capacity - int(self.stored))
                 with torch.autocast(embeddings.device.type, enabled=False):
-                    seen = self._observed(batch.rows)
-                    self._set(seen.state)
-                    room = slice(self.config.capacity - int(self.stored))
-                    values = seen.stored if corrects and anchor == "batch" else batch.rows.values
-                    self._put(Rows(*(column[room] for column in batch.rows._replace(values=values))))
-                self.seen += len(batch.rows.labels)
+                    seen = self._observed(rows)
+                    if seen is not None:
+                        self._set(seen.state)
+                        rows = rows._replace(values=seen.stored) if anchor == "batch" else rows
+                    self._put(Rows(*(column[room] for column in rows)), copy=True)
+                self.seen.add_(len(rows.labels))
                 self.queue.commit()
                 if int(self.stored) == self.config.capacity:
                     break
@@ -187,7 +191,7 @@ class EmbeddingMemory(FixedBuffers):
                 "move the memory with .to(device), as any module"
             )
         values = embeddings.detach().to(self.drift_moments.dtype)
-        sizes, place = [len(values)], slice(None)
+        place = None
         if shared:
             sizes = row_counts(len(values), values.device)
             first = sum(sizes[: ranks()[1]])
@@ -200,22 +204,24 @@ class EmbeddingMemory(FixedBuffers):
                 f"a batch of {len(values)} rows does not fit a memory of {self.config.capacity}: "
                 "raise capacity to at least the batch size"
             )
-        check_values(values, labels, sample_ids)
         if sample_ids is None:
-            sample_ids = OWN_IDS + int(self.seen) + torch.arange(len(values), device=values.device)
-        rows = Rows(values, labels, sample_ids)
-        return _Batch(rows, mask, sample_ids[place])
+            first = OWN_IDS + int(self.seen)
+            sample_ids = torch.arange(first, first + len(values), device=values.device)
+        numbers = torch.stack([labels, sample_ids])  # one copy to keep, and one tensor to look at
+        check_values(values, numbers)
+        labels, sample_ids = numbers.unbind()
+        return _Batch(Rows(values, labels, sample_ids), mask, sample_ids if place is None else sample_ids[place])
 
-    def _observed(self, rows: Rows) -> Observation:
-        """Return what the policy makes of a batch; changes nothing."""
+    def _observed(self, rows: Rows) -> Observation | None:
+        """Return what a policy that corrects makes of a batch; changes nothing."""
         if not self.config.drift.corrects:
-            return Observation(self.drift_state, self.drift_moments, rows.values)
+            return None
         reduce = sum_over_ranks if self.config.distributed == "local" and ranks()[0] > 1 else None
         return observe(self.config.drift, self.config.floor, rows.values, rows.labels, self.drift_state, reduce)
 
     def _stored(self, seen: Observation) -> Tensor:
-        """Return the rows of this step, (b, d), as they are stored; the policy's state is that of this step."""
-        if not (self.config.drift.corrects and self.config.drift.anchor == "memory"):
+        """Return the rows of this step, (b, d), as they are stored, new; the policy's state is that of this step."""
+        if self.config.drift.anchor != "memory":
             return seen.stored
         scale, shift = self.affine()
         return standardised(seen.stored, torch.stack([shift, scale]))
@@ -231,40 +237,39 @@ class EmbeddingMemory(FixedBuffers):
         scale = std / stored_std
         return scale, mean - scale * stored_mean
 
-    def _put(self, rows: Rows) -> None:
-        """Leave this rank's share of `rows` at the door of the queue."""
-        place = int(self.stored)
-        self.stored += len(rows.labels)
+    def _put(self, rows: Rows, *, copy: bool) -> None:
+        """Leave this rank's share of `rows` at the door of the queue; `copy` where the values are somebody else's."""
+        number = len(rows.labels)
         if self.config.distributed == "sharded":
             world, rank = ranks()
-            rows = Rows(*(column[(rank - place) % world :: world] for column in rows))
-        self.queue.put(rows, int(self.step), int(self.cohorts))
-        self.cohorts += 1
+            first = (rank - int(self.stored)) % world
+            rows = Rows(*(column[first::world].contiguous() for column in rows))
+        self.queue.put(rows, int(self.step), int(self.cohorts), copy=copy)
+        self.stored.add_(number)
+        self.cohorts.add_(1)
 
     def _reference(self, anchor_ids: Tensor) -> Reference:
         """Return the rows in the ring, and what makes them current."""
-        queue, count = self.queue, int(self.queue.count) if self.warm else 0
+        queue, step, limit = self.queue, int(self.step), self.config.age_limit
+        columns: tuple[Tensor, ...] = (queue.rows, queue.labels, queue.sample_ids, queue.inserted)
+        count = int(queue.count) if step >= self.config.warmup_steps else 0
+        if count < queue.capacity:
+            columns = tuple(column[:count] for column in columns)
+        rows, labels, sample_ids, inserted = columns
         scale, shift = self.affine() if self.config.drift.corrects else (None, None)
-        inserted, limit = queue.inserted[:count], self.config.age_limit
-        mask = None
-        if limit is not None:
-            mask = (int(self.step) - inserted <= limit).to(queue.rows.device, non_blocking=True)
+        mask = None if limit is None else (step - inserted <= limit).to(rows.device, non_blocking=True)
         return Reference(
-            rows=queue.rows[:count],
-            labels=queue.labels[:count],
-            sample_ids=queue.sample_ids[:count],
+            rows=rows,
+            labels=labels,
+            sample_ids=sample_ids,
             inserted=inserted,
             mask=mask,
             scale=scale,
             shift=shift,
             renormalise=self.config.normalises,
             anchor_ids=anchor_ids,
-            step=int(self.step),
+            step=step,
         )
 
     def _set(self, state: DriftState) -> None:
-        for name, value in zip(DriftState._fields, state, strict=True):
-            held = self._buffers[f"drift_{name}"]
-            assert held is not None
-            if value is not held:
-                self._buffers[f"drift_{name}"] = value.to(held.device)
+        self._buffers.update(zip(STATE, state, strict=True))

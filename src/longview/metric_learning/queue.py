@@ -22,7 +22,10 @@ class Rows(NamedTuple):
 
     def where(self, kept: Tensor | None) -> Rows:
         """Return the rows that a mask (b,) keeps."""
-        return self if kept is None else Rows(*(column[kept] for column in self))
+        if kept is None:
+            return self
+        places = kept.nonzero().flatten()  # of which a device would else be asked for each column
+        return Rows(*(column[places] for column in self))
 
 
 class FixedBuffers(nn.Module):
@@ -78,13 +81,14 @@ class RowQueue(FixedBuffers):
         """Rows in the ring and at the door, at most the capacity."""
         return min(self.capacity, int(self.count) + len(self.pending_rows))
 
-    def put(self, rows: Rows, step: int, cohort: int) -> None:
-        """Leave the rows of a batch, at most `capacity`, at the door; what was there must have been committed."""
-        stamp = torch.empty(len(rows.labels), dtype=torch.int64)
-        columns = (*rows, torch.full_like(stamp, step), torch.full_like(stamp, cohort))
-        for name, value in zip(COLUMNS, columns, strict=True):
-            dtype = self.rows.dtype if name == "rows" else torch.int64
-            setattr(self, f"pending_{name}", value.detach().to(dtype, copy=True))
+    def put(self, rows: Rows, step: int, cohort: int, *, copy: bool) -> None:
+        """Leave the rows of a batch, at most `capacity`, at the door; what was there must have been committed.
+
+        Labels and ids stay the tensors that were given, and so do values that nothing has to `copy`.
+        """
+        stamps = (torch.full((len(rows.labels),), number) for number in (step, cohort))
+        values = rows.values.to(self.rows.dtype, copy=copy)
+        self._wait(values, rows.labels, rows.sample_ids, *stamps)
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -94,13 +98,16 @@ class RowQueue(FixedBuffers):
             return
         cursor, count = int(self.cursor), int(self.count)
         first = min(number, self.capacity - cursor)
-        self._write(slice(cursor, cursor + first), slice(0, first), evicting=count == self.capacity)
-        if first < number:
-            self._write(slice(0, number - first), slice(first, number), evicting=True)
+        waiting = [self._held(f"pending_{name}") for name in COLUMNS]
+        if first == number:
+            self._write(cursor, waiting, evicting=count == self.capacity)
+        else:
+            self._write(cursor, [column[:first] for column in waiting], evicting=count == self.capacity)
+            self._write(0, [column[first:] for column in waiting], evicting=True)
         self.cursor.fill_((cursor + number) % self.capacity)
-        self.count.fill_(min(count + number, self.capacity))
-        for name in COLUMNS:
-            setattr(self, f"pending_{name}", getattr(self, f"pending_{name}").new_empty(0, *self._tail(name)))
+        if count < self.capacity:
+            self.count.fill_(min(count + number, self.capacity))
+        self._empty()
 
     def clear(self) -> None:
         """Forget every row."""
@@ -108,8 +115,7 @@ class RowQueue(FixedBuffers):
         self.count.zero_()
         self.row_sum.zero_()
         self.row_square_sum.zero_()
-        for name in COLUMNS:
-            setattr(self, f"pending_{name}", getattr(self, f"pending_{name}").new_empty(0, *self._tail(name)))
+        self._empty()
 
     @torch.no_grad()
     def rewrite(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
@@ -137,13 +143,33 @@ class RowQueue(FixedBuffers):
         count = int(self.count)
         return (int(self.cursor) - count + torch.arange(count)) % self.capacity
 
-    def _write(self, there: slice, here: slice, *, evicting: bool) -> None:
+    def _write(self, place: int, columns: list[Tensor], *, evicting: bool) -> None:
+        """Write `columns` from `place` of the ring on."""
+        there = slice(place, place + len(columns[0]))
+        rows, *held = (self._held(name)[there] for name in COLUMNS)
+        new_rows, *new = columns
         if self.sums and evicting:
-            self._count(self.rows[there], -1)
-        for name in COLUMNS:
-            getattr(self, name)[there].copy_(getattr(self, f"pending_{name}")[here])
+            self._count(rows, -1)
+        rows.copy_(new_rows)
+        for pair in (slice(0, 2), slice(2, 4)):  # of one dtype and device, which one kernel copies
+            torch._foreach_copy_(held[pair], new[pair])
         if self.sums:
-            self._count(self.rows[there], 1)
+            self._count(rows, 1)
+
+    def _wait(self, *columns: Tensor) -> None:
+        """Leave `columns` at the door."""
+        for name, value in zip(COLUMNS, columns, strict=True):
+            self._buffers[f"pending_{name}"] = value
+
+    def _empty(self) -> None:
+        """Leave nothing at the door."""
+        number, stamp = self.pending_labels.new_empty(0), self.cursor.new_empty(0)
+        self._wait(self.rows.new_empty(0, self.rows.shape[1]), number, number, stamp, stamp)
+
+    def _held(self, name: str) -> Tensor:
+        value = self._buffers[name]
+        assert value is not None
+        return value
 
     def _count(self, rows: Tensor, sign: int) -> None:
         values = rows.double()
