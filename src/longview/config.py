@@ -5,6 +5,7 @@ Unknown keys are errors that name the nearest known key; every message names the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,23 +99,42 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(kind: type[BaseModel], error: dict[str, Any]) -> str:
-    location = [str(part) for part in error["loc"]]
+    location, allowed = _walk(kind, [str(part) for part in error["loc"]])
     key = ".".join(location)
     if error["type"] == "value_error":  # a rule of ours, whose message says what was given
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    if error["type"] == "union_tag_invalid":  # of a group that is chosen by one of its keys
+        chosen, tags = error["ctx"]["discriminator"].strip("'"), error["ctx"]["expected_tags"]
+        return f"{key}.{chosen}: Input should be one of {tags}, got {_near(error['ctx']['tag'], tags)}"
+    if error["type"] == "literal_error":
+        return f"{key}: {error['msg']}, got {_near(error['input'], error['ctx']['expected'])}"
     if error["type"] != "extra_forbidden":
         given = "" if error["type"] == "missing" else f", got {error['input']!r}"
         return f"{key or 'value'}: {error['msg']}{given}"
-    allowed = _fields(kind, location[:-1])
     return f"unknown key {key!r}{suggestion(location[-1], allowed)}; allowed: {', '.join(sorted(allowed))}"
 
 
-def _fields(kind: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        field = kind.model_fields.get(part)
-        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        kind = nested[0]
-    return list(kind.model_fields)
+def _near(given: Any, expected: str) -> str:
+    """Return `given` with the nearest of the choices that `expected` quotes."""
+    return repr(given) + suggestion(str(given), re.findall("'([^']*)'", expected))
+
+
+def _walk(kind: type[BaseModel], location: list[str]) -> tuple[list[str], list[str]]:
+    """Return `location` as it is written, and the keys that may stand at its end.
+
+    Inside a group that is chosen by one of its keys pydantic puts the choice into a location, which nobody writes.
+    """
+    written: list[str] = []
+    groups, beside = [kind], list(kind.model_fields)
+    chooser: str | None = None
+    for part in location:
+        if chooser is not None:
+            groups, chooser = [group for group in groups if group.model_fields[chooser].default == part], None
+            continue
+        beside = list(groups[0].model_fields) if groups else []
+        field = groups[0].model_fields.get(part) if groups else None
+        found = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        groups = [one for one in found if isinstance(one, type) and issubclass(one, BaseModel)]
+        chooser = field.discriminator if field is not None and isinstance(field.discriminator, str) else None
+        written.append(part)
+    return written, beside

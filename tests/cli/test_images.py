@@ -62,6 +62,21 @@ def test_embed_writes_a_row_an_image(longview: Longview, run: Path, data: Path, 
     assert table.num_rows == 72
 
 
+def test_embed_names_the_first_images_that_it_skips(longview: Longview, run: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(data.parent / "source" / "class01", tmp_path / "some")
+    for number in range(7):
+        (folder / f"broken{number}.png").write_bytes(b"damaged")
+    arguments = ("embed", run, folder, "--out", tmp_path / "vectors.parquet", "--workers", 0, "--skip-bad")
+    done = longview(*arguments)
+    assert done.exit_code == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "skipped" in line]
+    assert line.startswith("skipped: broken0.png (not an image")
+    assert "broken4.png" in line
+    assert "broken5.png" not in line
+    assert line.endswith("… (7 in all)")
+    assert len(json.loads(longview(*arguments, "--json").stdout)["skipped"]) == 7
+
+
 def test_config_shows_the_preset(longview: Longview) -> None:
     assert "image-small" in longview("config").stdout.split()
     assert "classes_per_batch: 16" in longview("config", "image-small").stdout

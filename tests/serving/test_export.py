@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from longview.errors import InputError, LongviewError
+from longview.files import atomic_file
 from longview.models.encoders import ConvNetConfig, EncoderConfig, HeadConfig, PreprocessConfig
 from longview.serving import export
 from longview.serving.export import export_encoder, export_program
@@ -48,6 +51,34 @@ def test_a_program_that_disagrees_is_not_written(tmp_path: Path, monkeypatch: py
     with pytest.raises(LongviewError, match="other embeddings"):
         export_encoder(build(small("stretch")), tmp_path / "encoder.pt2", (3, 40, 50))
     assert not (tmp_path / "encoder.pt2").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def on_full_disk(target: Path) -> Iterator[Path]:
+        with atomic_file(target) as work:
+            work.unlink()
+            work.symlink_to("/dev/full")
+            yield work
+
+    monkeypatch.setattr(export, "atomic_file", on_full_disk)
+    (tmp_path / "encoder.pt2").write_text("old")
+    with pytest.raises(LongviewError, match="the disk is full"):
+        export_encoder(build(small("stretch")), tmp_path / "encoder.pt2", (3, 40, 50))
+    assert [file.name for file in tmp_path.iterdir()] == ["encoder.pt2"]
+    assert (tmp_path / "encoder.pt2").read_text() == "old"
+
+
+@pytest.mark.parametrize("which", ["weight", "statistics"])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, which: str) -> None:
+    encoder = build(small("stretch"))
+    statistics = [buffer for name, buffer in encoder.named_buffers() if name.endswith("running_var")]
+    with torch.no_grad():
+        (next(encoder.head.parameters()) if which == "weight" else statistics[0]).view(-1)[0] = torch.nan
+    with pytest.raises(InputError, match="the model's weights are not finite"):
+        export_encoder(encoder, tmp_path / "encoder.pt2", (3, 40, 50))
+    assert not any(tmp_path.iterdir())
 
 
 def test_onnx_without_its_libraries_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ def embed_command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Write a row an image, its path below IMAGES and its vector, to a Parquet or Arrow file."""
+    from longview.data.images.listing import some
     from longview.training.devices import device_named
     from longview.training.images import load_image_run
     from longview.training.images.embed import check_suffix, embed_images, write_vectors
@@ -28,8 +29,8 @@ def embed_command(
     place = device_named(device)
     found = embed_images(load_image_run(run, device=place), images, workers=workers, skip_bad=skip_bad, device=place)
     write_vectors(out, found.table)
-    for key, reason in found.skipped.items():
-        note(f"skipped {key}: {reason}")
+    if found.skipped:
+        note(f"skipped: {some(f'{key} ({reason})' for key, reason in found.skipped.items())}")
     if json:
         emit_json({"file": str(out), "images": found.table.num_rows, "skipped": found.skipped})
     else:

@@ -281,8 +281,8 @@ def _delimiter(path: Path, line: str) -> str:
         if counts[best]:
             return best
     raise InputError(
-        f"{path}: one column only ({line[:60]!r}); a log needs at least a user and an item, separated by a comma, "
-        "tab, semicolon, bar, space or `::`"
+        f"{path}: one column only ({line[:60]!r}); a log needs a user and an item, a table of images a path and a "
+        "label, separated by a comma, tab, semicolon, bar, space or `::`"
     )
 
 

@@ -80,7 +80,7 @@ def learning(axes: Any, result: Mapping[str, Any]) -> None:
     axes.plot([r["epoch"] for r in history], [r["loss"] for r in history], color=LOSS, linewidth=1.8, **dots)
     axes.set_ylabel("training loss", color=LOSS, fontsize=9.5)
     axes.set_xlabel("epoch", color=MUTED, fontsize=9.5)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # of one epoch there is one
     heading(axes, f"Training loss and validation {metric.upper()}")
     if not seen:
         return

@@ -217,10 +217,15 @@ def _main_balance(one: Result) -> bool:
     return bool(one["histories"].startswith("lifelong") and one["gamma"] == 1)
 
 
+def _with_graph(row: Result, digits: int) -> str:
+    """Return the time of a row, and that of its CUDA graph where there is one."""
+    graph = f" ({row['graph_ms']:.2f} ms as a CUDA graph)" if "graph_ms" in row else ""
+    return f"{row['median_ms']:.{digits}f} ms{graph}"
+
+
 def _memory_loss(result: Result) -> list[Row]:
     def cell(row: Result) -> str:
-        graph = f" ({row['graph_ms']:.2f} ms as a CUDA graph)" if "graph_ms" in row else ""
-        return f"{row['median_ms']:.2f} ms{graph}, {row['extra_mib']:,.0f} MiB"
+        return f"{_with_graph(row, 2)}, {row['extra_mib']:,.0f} MiB"
 
     rows = []
     for one in result["settings"]:
@@ -258,7 +263,7 @@ def _joined(cells: Mapping[str, str]) -> str:
 def _memory_step(result: Result) -> list[Row]:
     rows = []
     for one in result["settings"]:
-        times = {name: f"{row['median_ms']:.1f} ms" for name, row in one["providers"].items()}
+        times = {name: _with_graph(row, 1) for name, row in one["providers"].items()}
         what = f"step of a small convolutional net, batch {one['batch']}, memory {one['memory']:,}: AXBN"
         beside = f"XBM: {times['XBM']}; XBN: {times['XBN']}; no memory: {times['no memory']}"
         rows.append(Row(what, times["AXBN"], beside, main=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from longview.files import atomic_file
 from longview.models.encoders.encoder import ImageEncoder
 from longview.models.encoders.pixels import PixelInput
 from longview.training.images.rundir import LoadedImageRun
+from longview.training.tensors import all_finite
 
 KINDS: dict[str, Literal["torch", "onnx"]] = {".pt2": "torch", ".onnx": "onnx"}  # by the suffix of the file
 OPSET = 20
@@ -94,18 +96,23 @@ def export_encoder(
         kind: `torch` (torch.export) or `onnx`, whose input is called `images` and whose output `embeddings`.
 
     Raises:
-        InputError: ONNX without its libraries.
-        LongviewError: the written program gives other embeddings.
+        InputError: ONNX without its libraries, or weights that are not finite.
+        LongviewError: the written program gives other embeddings, or the disk is full; `path` is as it was.
     """
     path = Path(path)
     if kind == "onnx" and not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         raise InputError(NEEDS_ONNX)
+    if not all_finite([*encoder.parameters(), *encoder.buffers()]):
+        raise InputError(
+            f"{path}: not written, as the model's weights are not finite, so its vectors are no numbers: train it again"
+        )
     program = export_program(encoder, image)
     images = torch.randint(0, 256, (3, *image), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with atomic_file(path) as work:
         if kind == "torch":
-            with work.open("wb") as file:
-                torch.export.save(program, file)
+            content = io.BytesIO()  # torch's writer hides what the disk says
+            torch.export.save(program, content)
+            work.write_bytes(content.getbuffer())
             with work.open("rb") as file:
                 found: Tensor | None = torch.export.load(file).module()(images)
         else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic
 
-from longview.errors import InputError
+from longview.errors import InputError, suggestion
 
 
 def device_named(name: str | torch.device) -> torch.device:
@@ -21,8 +21,9 @@ def device_named(name: str | torch.device) -> torch.device:
     """
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"no device {str(name)!r}: {str(error).splitlines()[0]}") from None
+    except RuntimeError:  # whose message lists everything that torch was ever built for
+        near = suggestion(str(name), ("cpu", "cuda"))
+        raise InputError(f"no device {str(name)!r}{near}: choose cpu, cuda or one of several GPUs, cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda is not available here (see `longview doctor`); use --device cpu")
     return device

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,6 +175,28 @@ def test_a_skipped_image_changes_nothing_for_the_others(images: ImageSet, tmp_pa
 def test_a_worker_that_ends_is_reported() -> None:
     with Workers(os._exit, 1) as workers, pytest.raises(LongviewError, match="worker processes ended"):
         list(workers.map([1]))
+
+
+KILLED = """
+import os, signal
+from longview.data.images.workers import Workers
+
+with Workers(abs, 3) as workers:
+    print(sum(workers.map(range(20))), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
+def test_workers_end_when_their_parent_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, start_new_session=True) as parent:
+        try:
+            printed, _ = parent.communicate(timeout=60)  # the pipe closes when the last worker has ended
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
+    assert printed.strip() == b"190"
+    assert parent.returncode == -signal.SIGKILL
 
 
 def test_workers_take_tasks_only_a_little_ahead() -> None:

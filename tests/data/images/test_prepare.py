@@ -300,6 +300,12 @@ def test_the_command_knows_images(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert printed.err == ""
 
 
+def test_a_table_of_one_column_is_told_what_images_need(tmp_path: Path) -> None:
+    table = put(tmp_path / "list.csv", "path\na.png\nb.png\n")
+    with pytest.raises(InputError, match=r"list\.csv: one column only \('path'\).* images a path and a label"):
+        prepare_command([str(table)], tmp_path / "data", images=True, image_options=["workers=0"])
+
+
 def test_options_of_logs_are_not_of_images(tmp_path: Path) -> None:
     source = pictures.folders(tmp_path / "pictures")
     with pytest.raises(InputError, match="--user is of logs"):

@@ -33,7 +33,16 @@ def test_drift_is_chosen_by_name(kind: str) -> None:
         ("optimiser.embedding_weight_decay=0.1", "optimiser.embedding_weight_decay is of runs on logs"),
         ("data.augment.scale=[1.2,0.8]", r"scale: expected 0\.1 <= from <= to <= 10"),
         ("optimiser.tables=rowwise", "of runs on logs"),
-        ("loss.kind=contrastiv", "loss.kind"),
+        ("loss.kind=contrastiv", r"loss\.kind: .*got 'contrastiv' \(did you mean 'contrastive'\?\)$"),
+        ("memory.drift.kind=axnb", r"memory\.drift\.kind: .*'moving-average', got 'axnb' \(did you mean 'axbn'\?\)$"),
+        ("encoder.freeze=bckbone", r"got 'bckbone' \(did you mean 'backbone'\?\)"),
+        ("memory.drift.noize=1", r"unknown key 'memory\.drift\.noize' \(did you mean 'noise'\?\); allowed: .*, noise,"),
+        ("encoder.backbone.width=0", r"--set: encoder\.backbone\.width: .*greater than or equal to 1, got 0$"),
+        (
+            "encoder.backbone={kind: convnet, norm: group, groups: 3}",
+            r"--set: encoder\.backbone: groups 3 does not divide",
+        ),
+        ("data.fit=[crop]", r"data\.fit: .*got \['crop'\]"),
         ("loss.kind=arcface", "set memory to null"),
     ],
 )

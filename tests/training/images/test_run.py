@@ -185,6 +185,10 @@ class TestRefusals:
             (("data.validation_classes=0",), r"no classes are held out"),
             (("sampler.kind=category",), "the images have none"),
             (("data.validation_classes=0.9",), "too few to hold"),
+            (
+                ("encoder.preprocess.size=2",),
+                r"at least 4, .*raise encoder\.preprocess\.size or lower encoder\.backbone\.blocks",
+            ),
         ],
     )
     def test_what_would_fail_later_is_refused_before_anything_is_written(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,8 +23,8 @@ AHEAD = 2  # tasks under way for each worker
 class Workers(Generic[T, R]):
     """`number` processes that apply `function`; with 0, this process does.
 
-    The processes start with the first task and stay until `close`. `function` is handed to them once, tasks and
-    results each time: keep those small.
+    The processes start with the first task and stay until `close`, or until this process is killed. `function` is
+    handed to them once, tasks and results each time: keep those small.
     """
 
     def __init__(self, function: Callable[[T], R], number: int) -> None:
@@ -82,6 +84,15 @@ def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends us
     _function = function
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has been killed: nobody else tells it that no task will come."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _apply(task: Any) -> Any:

@@ -65,7 +65,8 @@ class ConvNet(nn.Module):
         if images_BCHW.shape[1] != self.channels or min(images_BCHW.shape[2:]) < smallest:
             raise InputError(
                 f"images {tuple(images_BCHW.shape)}: expected (batch, {self.channels}, height, width) with height and "
-                f"width of at least {smallest}, as {self.config.blocks} blocks halve them"
+                f"width of at least {smallest}, as {self.config.blocks} blocks halve them; for smaller images raise "
+                "encoder.preprocess.size or lower encoder.backbone.blocks"
             )
         for block in self.blocks:
             images_BCHW = block(images_BCHW)

@@ -42,6 +42,8 @@ class View(NamedTuple):
 
 def among(keys: Tensor, wanted: Tensor) -> Tensor:
     """Return which of `keys` (m,) are in `wanted` (b,)."""
+    if keys is wanted:  # a batch against itself
+        return torch.ones_like(keys, dtype=torch.bool)
     if keys.is_cuda:
         return _found(keys, wanted)
     # Few keys have the last bits of a wanted one, and only these are searched for: a look into a table is cheaper.

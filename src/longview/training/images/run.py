@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from longview.data.images import ImageSet
+from longview.data.images.framing import Framing
 from longview.errors import InputError, suggestion
 from longview.evaluation.curves import draw, learning
 from longview.evaluation.environment import environment
@@ -72,7 +73,7 @@ def train_images(
 
     Raises:
         InputError: a directory in use, nothing to resume, another config or data set than before, fewer classes than
-            a batch wants, no images to evaluate on, an unknown metric or device.
+            a batch wants, images too small for the encoder, none to evaluate on, an unknown metric or device.
         DivergenceError: the loss is no longer a number.
         InterruptedRunError: a signal asked to stop; a checkpoint has been written.
 
@@ -115,6 +116,7 @@ class _Run:
         self.device, self.progress, self.state = device, progress, LoopState()
         encoder = config.encoder.build()
         self.framing = framing_of(config, encoder, images)
+        _try(encoder, self.framing)
         self.batches = TrainingBatches(views.train, config, self.framing, device)
         self.trainer = ImageTrainer(config, encoder, self.batches, device=device)
         watch_memory(self.trainer, views.train, self.framing)
@@ -242,6 +244,13 @@ def _check(config: ImageRunConfig, images: ImageSet, views: Views) -> None:
     if metric not in names:
         why = "" if len(views.validation) else " (no classes are held out: data.validation_classes is 0)"
         raise InputError(f"loop.metric {metric!r}{suggestion(metric, names)}: one of {', '.join(names)}{why}")
+
+
+@torch.no_grad()
+def _try(encoder: ImageEncoder, framing: Framing) -> None:
+    """Embed one image, so that a size that the encoder cannot take is refused before anything is written."""
+    encoder.eval()(torch.zeros(1, *framing.shape))
+    encoder.train()
 
 
 def _check_directory(config: ImageRunConfig, images: ImageSet, out: Path, resume: bool) -> None:
