@@ -89,11 +89,16 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 def assert_same(name: str, found: Tensor, expected: Tensor) -> None:
-    """Demand the same bits but where streams are fused, by a product of the library, which looks at how many rows."""
+    """Demand the same bits but where streams are fused, by a product of the library, which looks at how many rows.
+
+    So does numpy's, which is the interpreter's: without a GPU a last digit may depend on where in a tile a row stands.
+    """
     if name == "streams":
         assert_close(found, expected)
-    else:
+    elif CUDA:
         assert torch.equal(found, expected)
+    else:
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-7)
 
 
 @pytest.fixture
