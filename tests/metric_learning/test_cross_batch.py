@@ -53,7 +53,8 @@ def test_ids_leave_out_of_a_batch_what_positions_and_ids_would(name: str, backen
         ids = ids % 5  # some samples are twice in the batch
         twin = functional.normalize(z, dim=1).requires_grad_()
         own = twin.detach().clone().requires_grad_()
-        expected = plain(twin, labels, sample_ids=ids)
+        positions = torch.arange(len(labels))
+        expected = plain(twin, labels, twin, labels, sample_ids=ids, reference_ids=ids, own_positions=positions)
         expected.backward()
         value = loss(own, labels, ids)
         value.backward()

@@ -117,7 +117,7 @@ class CrossBatchLoss(nn.Module):
         if self.shared:
             batch, memory = self._shared_terms(anchors, labels, sample_ids, reference)
         else:
-            batch = self._own_term(self.loss, anchors, labels, sample_ids)
+            batch = self.loss(anchors, labels, sample_ids=sample_ids)
             memory = self.loss(anchors, labels, reference) if len(reference) else batch.new_zeros(())
         return self._sum(batch, memory)
 
@@ -136,15 +136,6 @@ class CrossBatchLoss(nn.Module):
             self.fixed.settle()
         self.fixed = None
 
-    @staticmethod
-    def _own_term(loss: PairwiseLoss, anchors: Tensor, labels: Tensor, sample_ids: Tensor | None) -> Tensor:
-        """Return the loss of the batch against itself."""
-        if sample_ids is None:
-            value: Tensor = loss(anchors, labels)
-        else:  # equal ids leave out what equal positions would
-            value = loss(anchors, labels, anchors, labels, sample_ids=sample_ids, reference_ids=sample_ids)
-        return value
-
     def _sum(self, batch: Tensor, memory: Tensor) -> Tensor:
         batch = batch if self.batch_weight == 1 else self.batch_weight * batch
         memory = memory if self.memory_weight == 1 else self.memory_weight * memory
@@ -161,7 +152,7 @@ class CrossBatchLoss(nn.Module):
         reference = self.fixed(stored, labels, sample_ids)
         halves = reference.rows.is_cuda and reference.rows.dtype in (torch.bfloat16, torch.float16)
         against = PairwiseLoss(self.loss.loss, reduction=self.loss.reduction, backend="triton") if halves else dense
-        return self._own_term(dense, anchors, labels, sample_ids), against(anchors, labels, reference)
+        return dense(anchors, labels, sample_ids=sample_ids), against(anchors, labels, reference)
 
     def _shared_terms(
         self, anchors: Tensor, labels: Tensor, sample_ids: Tensor | None, reference: Reference
@@ -205,7 +196,7 @@ class CrossBatchLoss(nn.Module):
         reference = replace(reference, anchor_ids=gather_rows(reference.anchor_ids, sizes))
         if self.memory.config.distributed == "sharded":
             reference = whole(reference)
-        batch = self._own_term(self.loss, everyone, labels, ids)
+        batch = self.loss(everyone, labels, sample_ids=ids)
         return batch, self.loss(everyone, labels, reference) if len(reference) else batch.new_zeros(())
 
     def _sum_loss(self) -> PairwiseLoss:

@@ -60,9 +60,9 @@ class PairwiseLoss(nn.Module):
         if isinstance(reference, Reference):
             return self._against(reference, embeddings, labels)
         if reference is None:
-            reference, reference_labels = embeddings, labels
-            own_positions = torch.arange(len(labels), device=labels.device)
-            reference_ids = sample_ids
+            reference, reference_labels, reference_ids = embeddings, labels, sample_ids
+            if sample_ids is None:  # equal ids leave out what equal positions would
+                own_positions = torch.arange(len(labels), device=labels.device)
         if reference_labels is None:
             raise InputError("a reference needs reference_labels, one a row")
         check_labels(reference_labels, len(reference))
