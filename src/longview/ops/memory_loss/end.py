@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from longview.ops.memory_loss.forms import Plan
-from longview.ops.memory_loss.tiles import LOG2_E, Running
+from longview.ops.memory_loss.tiles import Running
+from longview.ops.softmax_loss.numerics import LOG2_E
 
 
 class End(NamedTuple):

@@ -23,8 +23,8 @@ from longview.ops.memory_loss.forms import Form, plan_of
 from longview.ops.memory_loss.losses import PairLoss
 from longview.ops.memory_loss.pairs import Pairs, View
 from longview.ops.memory_loss.prepared import Prepared, Walk, restarts
-from longview.ops.softmax_loss.numerics import refuse_second_derivative
-from longview.ops.softmax_loss.triton_tile import LOG2_E, Tile
+from longview.ops.softmax_loss.numerics import LOG2_E, refuse_second_derivative
+from longview.ops.softmax_loss.triton_tile import Tile
 
 
 class FusedMemoryLoss(torch.autograd.Function):

@@ -201,8 +201,8 @@ class Prepared:
 
     def _zeros(self) -> Place:
         """Return what the negatives' walk wants to begin with zeros: slots that it adds to, and `wrongs` after them."""
-        _, _, share, *_, grads, wrongs = self.negatives
-        first = grads.first if share > 1 else wrongs.first
+        walk, wrongs = self.negatives, self.negatives.wrongs
+        first = walk.grads.first if walk.share > 1 else wrongs.first
         size = (wrongs.first - first) // 4 + wrongs.size
         return Place(wrongs.pointer - wrongs.first + first, wrongs.whole, torch.float32, first, size)
 

@@ -5,7 +5,6 @@ Shapes: b anchors, c rows of the memory in a tile, d width.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from longview.ops.memory_loss.forms import Form
+from longview.ops.softmax_loss.numerics import LOG2_E
 
-LOG2_E = math.log2(math.e)
 NO_ROW = 2**31 - 1
 SPARSE = 2  # a tile's columns over the margin are taken out where they are less than one in SPARSE
 

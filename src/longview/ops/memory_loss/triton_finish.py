@@ -94,9 +94,9 @@ def finish(
 ):  # fmt: skip
     """Write the losses (n,) and `weight` times their gradients (n, d), in the order the anchors came in.
 
-    `sign` turns a positive's x into its similarity; `order` (n,) says where the anchors are from. Rows of
-    both are summed as they are stored, with SEEN those of negatives as they are seen; SHARE splits of these have one
-    slot of gradients.
+    `sign` turns a positive's x into its similarity; `order` (n,) says where the anchors are from. Rows are
+    summed as they are stored, with SEEN those of negatives as they are seen; SHARE splits of these have one slot of
+    gradients.
     """
     row, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * DIMS + tl.arange(0, DIMS)
     POSITIVE_POWERS: tl.constexpr = KIND == "multi-similarity" or KIND == "circle"

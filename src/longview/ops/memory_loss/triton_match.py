@@ -18,10 +18,8 @@ from longview.ops.softmax_loss.triton_tile import load_some_rows, store_rows
 BLOCK = 2048  # rows of the memory that are matched at a time, and the least of a segment
 SEGMENTS = 96  # about as many segments, each with a list of its possible positives
 WARPS = 8  # of `match_rows`
-REGISTERS, SORT_REGISTERS = (
-    128,
-    160,
-)  # of a thread of it, and of one that sorts; left to the compiler, a few values spill
+REGISTERS = 128  # of a thread of it; with the compiler's own limit some values spill
+SORT_REGISTERS = 160  # of a thread of `prepare_anchors`, likewise
 COLUMNS = 256  # anchors that are compared at a time
 BITS = 64
 NORM_VALUES = 8192  # of the memory, which a program divides by their norms

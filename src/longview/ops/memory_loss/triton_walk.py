@@ -230,7 +230,7 @@ def walk_pieces(
     return first_r, second_r, mass_r, grad_rd, written
 
 
-@triton.jit(do_not_specialize=["n", "m", "held", "per_split", "piece", "per_piece", "given_splits", "blocks_per_bit"])
+@triton.jit(do_not_specialize=["n", "m", "per_split", "piece", "per_piece", "given_splits", "blocks_per_bit"])
 def walk(
     queries, memory, own_codes, codes, own_ids, ids, own_rows, inverses, constants, rows, counts, words, segment_words,
     given_first, given_second, firsts_Sn, seconds_Sn, thirds_Sn, masses_Sn, grads_Snd, wrongs,

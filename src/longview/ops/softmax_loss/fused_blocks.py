@@ -17,8 +17,8 @@ from torch import Tensor
 
 from longview.ops.kernels import on_device_of
 from longview.ops.softmax_loss import triton_blocks as kernels
-from longview.ops.softmax_loss.numerics import chained, matmul_dtype, mean_of, product, refuse_second_derivative
-from longview.ops.softmax_loss.triton_tile import LOG2_E, Tile
+from longview.ops.softmax_loss.numerics import LOG2_E, chained, matmul_dtype, mean_of, product, refuse_second_derivative
+from longview.ops.softmax_loss.triton_tile import Tile
 
 WEIGHTS = 1 << 27  # entries of a block: 256 MB of 2-byte weights, and tiles enough to fill the device several times
 TOPS = 1 << 23  # tiles' largest logits and sums kept at a time: 32 MB each

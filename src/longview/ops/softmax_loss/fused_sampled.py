@@ -17,9 +17,9 @@ from torch import Tensor
 from longview.ops.embedding import sparse_gradient, sum_by_id
 from longview.ops.kernels import on_device_of, padded_dim
 from longview.ops.softmax_loss import triton_sampled as kernels
-from longview.ops.softmax_loss.numerics import chained, matmul_dtype, mean_of, refuse_second_derivative, scaled
+from longview.ops.softmax_loss.numerics import LOG2_E, chained, matmul_dtype, mean_of, refuse_second_derivative, scaled
 from longview.ops.softmax_loss.sampled import Sample
-from longview.ops.softmax_loss.triton_tile import LOG2_E, Tile
+from longview.ops.softmax_loss.triton_tile import Tile
 
 Tiles = tuple[Tile, Tile]  # of the forward kernel and of the gradient of the negatives
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-LOG2_E = 1.4426950408889634
 INVERSE_LOG2 = tl.constexpr(0.6931471805599453)
 PROGRAMS = 264  # two for each multiprocessor of an H100 or H200; fixed, so that bits do not depend on the device
 
