@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from longview.cli.output import emit_json, note, say
+from longview.cli.output import emit_json, note_skipped, say
 
 
 def embed_command(
@@ -20,7 +20,6 @@ def embed_command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Write a row an image, its path below IMAGES and its vector, to a Parquet or Arrow file."""
-    from longview.data.images.listing import some
     from longview.training.devices import device_named
     from longview.training.images import load_image_run
     from longview.training.images.embed import check_suffix, embed_images, write_vectors
@@ -29,8 +28,7 @@ def embed_command(
     place = device_named(device)
     found = embed_images(load_image_run(run, device=place), images, workers=workers, skip_bad=skip_bad, device=place)
     write_vectors(out, found.table)
-    if found.skipped:
-        note(f"skipped: {some(f'{key} ({reason})' for key, reason in found.skipped.items())}")
+    note_skipped(found.skipped)
     if json:
         emit_json({"file": str(out), "images": found.table.num_rows, "skipped": found.skipped})
     else:

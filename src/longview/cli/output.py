@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -20,6 +21,14 @@ def note(text: str, colour: str | None = None) -> None:
     """Print a line on stderr; coloured up to its first colon, on a terminal."""
     head, colon, rest = text.partition(":")
     typer.echo((typer.style(head + colon, fg=colour, bold=True) if colour and colon else head + colon) + rest, err=True)
+
+
+def note_skipped(skipped: Mapping[str, str]) -> None:
+    """Name the first few images that were left out, and why."""
+    from longview.data.images.listing import some
+
+    if skipped:
+        note(f"skipped: {some(f'{key} ({reason})' for key, reason in skipped.items())}")
 
 
 def say(text: str = "") -> None:

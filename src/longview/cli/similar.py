@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longview.cli.output import emit_json, emit_table, note
+from longview.cli.output import emit_json, emit_table, note, note_skipped
 from longview.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-NAMED = 5  # files that cannot be read and are named
 
 
 def similar_command(
@@ -71,10 +69,7 @@ def _similar_images(
     if source is None:
         source = loaded.open_images().path
     found = open_gallery(loaded, source, workers=workers, device=place)
-    for key, reason in list(found.skipped.items())[:NAMED]:
-        note(f"skipped {key}: {reason}")
-    if len(found.skipped) > NAMED:
-        note(f"skipped {len(found.skipped) - NAMED} more")
+    note_skipped(found.skipped)
     queries = [open_query(loaded, name, found, place) for name in dict.fromkeys(names)]
     table = nearest_images(queries, found, k)
     if picture is not None:

@@ -86,6 +86,11 @@ class FolderStore:
         return sorted(p.name for p in inside if p.is_dir() and not p.is_symlink() and not _hidden(p.name))
 
     def images(self, under: str = "") -> Iterator[str]:
+        """Yield the keys of the images, folder by folder; hidden files and folders are left out.
+
+        Raises:
+            InputError: a symbolic link to a folder.
+        """
         for folder, inside, names in os.walk(self._root / under):
             inside[:] = sorted(name for name in inside if not _hidden(name))
             for name in inside:

@@ -38,14 +38,14 @@ def read_table(path: Path, *, path_column: str | None = None, label_column: str 
     paths, labels = rows["path"], rows["label"]
     if not paths:
         raise InputError(f"{path}: no rows below the names of its columns: a path and a label in each expected")
-    lacking = [f"row {row}" for row, value in enumerate(paths, 1) if not value]
+    lacking = _lacking(paths)
     if lacking:
         raise InputError(f"{path}: no value in the column {names['path']!r}: {some(lacking)}")
     _refuse_negative(path, names["label"], labels)
     places = [f"{path}, row {row}" for row in range(1, len(paths) + 1)]
     splits: Sequence[Split | None] = [None] * len(paths)
     if "split" in rows:
-        lacking = [f"row {row}" for row, value in enumerate(rows["split"], 1) if not value]
+        lacking = _lacking(rows["split"])
         if lacking:
             raise InputError(
                 f"{path}: no value in the column {names['split']!r}: {some(lacking)}; name a split in every row, or "
@@ -58,6 +58,11 @@ def read_table(path: Path, *, path_column: str | None = None, label_column: str 
         for key, label, split, category, place in zip(paths, labels, splits, categories, places, strict=True)
     ]
     return Listing("table", entries)
+
+
+def _lacking(values: Sequence[str | None]) -> list[str]:
+    """Return the rows without a value, as the reader counts them."""
+    return [f"row {row}" for row, value in enumerate(values, 1) if not value]
 
 
 def _column(names: Sequence[str], given: str | None, usual: Sequence[str], path: Path, role: str) -> str:
