@@ -98,7 +98,7 @@ def learning(axes: Any, result: Mapping[str, Any]) -> None:
         right.annotate(
             f"best {best[0][1]:.4f}\nepoch {best[0][0]}", best[0], (0, 14 * up), textcoords="offset points",
             ha="right" if best[0][0] == seen[-1][0] else "center", va="bottom" if up > 0 else "top",
-            fontsize=9, color=MODEL,
+            fontsize=9, color=MODEL, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
         )  # fmt: skip
 
 
