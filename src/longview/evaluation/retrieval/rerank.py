@@ -1,6 +1,6 @@
 """k-reciprocal re-ranking: two images are near if the same images are near both.
 
-Source: Zhong, Zheng, Cao, Li, Re-ranking Person Re-identification with k-reciprocal Encoding, arXiv 1701.08318;
+Source: Zhong, Zheng, Cao, Li, Re-ranking Person Re-identification with k-reciprocal Encoding, arXiv 1701.08398;
 equation numbers are the paper's. The distance d between two points is 1 − cosine, in which their code differs (squared
 Euclidean distance divided by the largest of each column, which depends on the set).
 
