@@ -45,19 +45,19 @@ def device_turns(
     """Return the seconds of every round of each provider; see `device_interleaved`."""
     if rounds < 1:
         raise InputError(f"rounds={rounds}: at least 1")
-    events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in providers}
     names = list(providers)
+    # An event is made when it is first recorded, which can take the host longer than a launch.
+    events = {name: [(_event(), _event()) for _ in range(rounds)] for name in names}
+    spare = _event(), _event()
     for turn in range(-warm_up, rounds):
         first = turn % max(len(names), 1)
         if turn <= 0:
             torch.cuda.synchronize()
         for name in names[first:] + names[:first]:
-            begin, end = (_event() for _ in range(2))
+            begin, end = events[name][turn] if turn >= 0 else spare
             begin.record()
             providers[name]()
             end.record()
-            if turn >= 0:
-                events[name].append((begin, end))
     torch.cuda.synchronize()
     return {name: [a.elapsed_time(b) / 1e3 for a, b in pairs] for name, pairs in events.items()}
 
@@ -82,7 +82,9 @@ def captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def _event() -> Any:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 def clocks() -> dict[str, str]:

@@ -7,6 +7,7 @@ by their dispatcher only once `why_no_triton` returned None.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 
 LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 products and asynchronous copies
+EARLY_CAPABILITY = (9, 0)  # Hopper: a kernel may begin while the one before it ends
 _off: list[str] = []  # why `without_kernels` switched them off; backward runs in threads of its own, which must see it
 
 
@@ -43,10 +45,21 @@ def why_no_triton(device: torch.device | str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed; a CUDA build of torch brings it (pip install triton)"
     if kind == "cuda":
-        capability = torch.cuda.get_device_capability(device)
+        capability = capability_of(torch.device(device))
         if capability < LEAST_CAPABILITY:
             return f"this GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 (Ampere)"
     return None
+
+
+@functools.cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Return the compute capability of a GPU; of `cuda` without a number the current one's at the first call."""
+    return torch.cuda.get_device_capability(device)
+
+
+def begins_early(device: torch.device) -> bool:
+    """Return whether a kernel on `device` may begin while the one before it ends, and wait for it itself."""
+    return device.type == "cuda" and capability_of(device) >= EARLY_CAPABILITY
 
 
 def on_device_of(x: torch.Tensor) -> AbstractContextManager[object]:

@@ -5,12 +5,14 @@ Without a GPU they run in Triton's interpreter, in float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from longview.errors import InputError
+from longview.ops.kernels import why_no_triton
 from longview.ops.memory_loss import memory_loss
 from longview.ops.memory_loss.path import backend_for
 from tests.ops.memory_loss.helpers import (
@@ -27,6 +29,19 @@ from tests.ops.offline import compiled
 
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 every_loss = pytest.mark.parametrize("name", list(LOSSES))
+
+
+@pytest.fixture(autouse=True)
+def made_anew() -> Iterator[None]:
+    """What is prepared for a case is made of constants that the tests change."""
+    if why_no_triton(DEVICE) is not None:
+        yield
+        return
+    from longview.ops.memory_loss.prepared import prepared_for
+
+    prepared_for.cache_clear()
+    yield
+    prepared_for.cache_clear()
 
 
 def assert_as_the_reference(given: Arguments, name: str, **options: Any) -> None:
@@ -176,6 +191,12 @@ class TestPiecesOfNormalisedRows:
         assert all(value.isfinite().all() for value in found)
         exact = exactly((z, labels, memory, memory_labels), loss=LOSSES[name], renormalise=True)
         assert_close(found, exact, 1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean_per_anchor", "sum", "mean_active"])
+def test_losses_of_many_anchors_are_added(reduction: str) -> None:
+    for name in ("contrastive", "triplet"):
+        assert_as_the_reference(problem(300, 40, 16, classes=40), name, reduction=reduction)
 
 
 def test_views_of_tensors_are_taken() -> None:

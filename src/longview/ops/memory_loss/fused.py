@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-call"
-"""The memory losses on a GPU: the kernels of `triton_walk` and `triton_finish`, launched on what is `prepared`.
+"""The memory losses on a GPU: the kernels `triton_*`, launched as is `prepared`.
 
 Losses and gradients are made together in the forward pass; the backward pass multiplies. Bits do not depend on the
 run: every sum has one order, and splits are joined in theirs.
@@ -9,21 +9,17 @@ Shapes: n anchors, d width.
 
 from __future__ import annotations
 
-import itertools
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longview.ops.kernels import on_device_of
-from longview.ops.launch import Place, launch
-from longview.ops.memory_loss import triton_finish, triton_match, triton_walk
-from longview.ops.memory_loss.forms import Form, plan_of
+from longview.ops.kernels import begins_early, on_device_of
+from longview.ops.memory_loss.forms import plan_of
 from longview.ops.memory_loss.losses import PairLoss
 from longview.ops.memory_loss.pairs import Pairs, View
-from longview.ops.memory_loss.prepared import Prepared, Walk, restarts
-from longview.ops.softmax_loss.numerics import LOG2_E, refuse_second_derivative
+from longview.ops.memory_loss.prepared import Case, Prepared, prepared_for
+from longview.ops.softmax_loss.numerics import refuse_second_derivative
 from longview.ops.softmax_loss.triton_tile import Tile
 
 
@@ -44,14 +40,11 @@ class FusedMemoryLoss(torch.autograd.Function):
         reduction: str,
         tile: tuple[Tile, int] | None,
     ) -> Tensor:
-        """Return the losses of the anchors (b,), and keep their gradient (b, d), made on the way."""
+        """Return the loss, and keep its gradient (b, d), made on the way."""
         with on_device_of(reference):
-            problem = Prepared(embeddings, reference, pairs, view, plan_of(loss), tile, ctx.needs_input_grad[0])
-            losses, grads = solve(problem, reduction)
+            value, grads = solve(embeddings, reference, pairs, loss, view, reduction, tile, ctx.needs_input_grad[0])
         ctx.save_for_backward(grads)
-        if reduction == "none":
-            return losses
-        return losses.mean() if reduction == "mean" else losses.sum()
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -63,71 +56,58 @@ class FusedMemoryLoss(torch.autograd.Function):
         return own * given, None, None, None, None, None, None
 
 
-def solve(problem: Prepared, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """Return the losses (n,) float32 and the gradients of the anchors (n, d), divided as `reduction` says."""
-    plan, apart, positives, negatives = problem.plan, reduction == "apart", problem.positives, problem.negatives
-    # The number of pairs over a margin is also the sum of their weights, but for rows that are divided by norms.
-    walk = partial(_walk, problem, count=apart or not problem.norm)
-    if plan.positives_first:
-        walk(plan.positives, positives, positives, 1)
-        walk(plan.negatives, negatives, positives, plan.positives.sign)
-    else:
-        walk(plan.negatives, negatives, negatives, 1)
-        walk(plan.positives, positives, negatives, 1)
-    losses = torch.empty(problem.n, dtype=torch.float32, device=problem.memory.device)
-    grads = torch.empty_like(problem.embeddings) if problem.gradient else None
-    scales = losses
-    if apart:
-        counts = [walk.second.tensor().sum() for walk in (positives, negatives)]
-        scales = 1 / torch.stack(counts).clamp(min=1)
-    dims = min(triton_finish.DIMS, problem.sizes["PADDED"])
-    launch(
-        triton_finish.finish, (-(-problem.n // triton_finish.ROWS), -(-problem.width // dims)), problem.name,
-        (positives.first, positives.second, positives.third, positives.mass, positives.grads,
-         negatives.first, negatives.second, negatives.mass, negatives.grads,
-         problem.order, problem.memory, problem.inverses, problem.scale, problem.shift, scales, losses,
-         losses if grads is None else grads, problem.n, positives.splits, negatives.splits,
-         plan.rate_p, plan.rate_n, plan.margin, float(plan.positives.sign),
-         1 / problem.n if reduction == "mean" else 1.0),
-        {"KIND": plan.kind, "APART": apart, "AFFINE": problem.affine, "NORM": problem.norm, "SEEN": problem.pieced,
-         "SHARE": negatives.share, "GRAD": problem.gradient, "ROWS": triton_finish.ROWS, "DIMS": dims,
-         "WIDTH": problem.width},
+def solve(
+    embeddings: Tensor,
+    reference: Tensor,
+    pairs: Pairs,
+    loss: PairLoss,
+    view: View,
+    reduction: str,
+    tile: tuple[Tile, int] | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss, or with `none` losses (n,), float32, and the gradients of the anchors (n, d) where wanted."""
+    device = reference.device
+    embeddings, memory = embeddings.contiguous(), reference.contiguous()
+    if memory.dtype not in (torch.bfloat16, torch.float16):
+        memory = memory.float()
+    labels, ids, mask = pairs.labels.contiguous(), pairs.reference_ids, pairs.reference_mask
+    scale = shift = embeddings
+    if view.scale is not None and view.shift is not None:
+        scale, shift = view.scale.contiguous(), view.shift.contiguous()
+    m, width = memory.shape
+    case = Case(
+        n=len(embeddings), m=m, width=width, embeddings=embeddings.dtype, memory=memory.dtype, plan=plan_of(loss),
+        reduction=reduction, gradient=gradient, mapped=None if view.scale is None else (scale.dtype, shift.dtype),
+        divided=view.renormalise, ids=ids is not None, positions=pairs.own_positions is not None,
+        masked=mask is not None, early=begins_early(device), tile=tile,
     )  # fmt: skip
-    return losses, grads
-
-
-def _walk(problem: Prepared, form: Form, walk: Walk, before: Walk, given_sign: int, *, count: bool) -> None:
-    """Sum what `form` says of its pairs; `before` is the other walk, where that came first."""
-    gather = form.pairs == "positive"
-    less = form.sums == "best" and not gather and before is not walk
-    seen = problem.pieced and not gather
-    pieces = range(0, max(1, problem.tiles), problem.per_piece) if seen else range(1)
-    queries, memory = (problem.plain, problem.seen) if seen else (problem.queries, problem.memory)
-    for redo, piece in itertools.product((False, True) if restarts(form) else (False,), pieces):
-        if len(pieces) > 1 and (redo or piece > 0):
-            _copy(problem, piece, walk.wrongs, redo)
-        launch(
-            triton_walk.walk, (problem.blocks, walk.splits), (problem.name, before.second.dtype),
-            (queries, memory, problem.own_codes, problem.codes, problem.own_ids, problem.row_ids, problem.own_rows,
-             problem.inverses, problem.constants, problem.rows, problem.counts, problem.words, problem.segment_words,
-             before.first, before.second, walk.first, walk.second, walk.third, walk.mass, walk.grads, walk.wrongs,
-             problem.n, problem.held if seen and piece == 0 else problem.m, walk.each, piece, problem.per_piece,
-             before.splits, problem.blocks_per_bit, form.factor * LOG2_E, form.u, form.v, float(given_sign)),
-            {"FORM": form.sums, "PAIRS": form.pairs, "SIGN": form.sign, "LESS": less, "GATHER": gather,
-             "REDO": redo, "PIECES": piece > 0, "SHARE": walk.share, "IDS": problem.ids, "ROWS_OUT": problem.rows_out,
-             "AFFINE": problem.affine and not seen, "NORM": problem.norm and not seen,
-             "COUNT": count or seen, "GRAD": walk.grads.size > 0, "SEGMENT": problem.segment, "ROWS": problem.tile.rows,
-             "ITEMS": min(problem.tile.items, triton_walk.LISTED) if gather else problem.tile.items, **problem.sizes},
-            **triton_walk.options(problem.tile, problem.per_processor, gather),
-        )  # fmt: skip
-
-
-def _copy(problem: Prepared, piece: int, wrongs: Place, redo: bool) -> None:
-    """Hold the rows from tile `piece` on as they are seen."""
-    first = piece * problem.tile.items
-    held = min(problem.held, problem.m - first)
-    launch(
-        triton_match.copy_rows, (-(-held // problem.norms), 1), problem.name,
-        (problem.memory, problem.scale, problem.shift, problem.seen, wrongs, problem.m, first, held, wrongs.size),
-        {"AFFINE": problem.mapped, "REDO": redo, "NORMS": problem.norms, **problem.sizes},
+    prepared = prepared_for(case)
+    losses = torch.empty(case.n, dtype=torch.float32, device=device)
+    value = losses if reduction == "none" else torch.empty((), dtype=torch.float32, device=device)
+    grads = torch.empty_like(embeddings) if gradient else None
+    scales = torch.empty(2, dtype=torch.float32, device=device) if reduction == "apart" else losses
+    reference_labels = pairs.reference_labels.contiguous()
+    tensors = (
+        embeddings, memory, scale, shift, labels,
+        *(labels if own is None else own.contiguous() for own in (pairs.own_ids, pairs.own_positions)),
+        reference_labels, reference_labels if ids is None else ids.contiguous(),
+        reference_labels if mask is None else mask.contiguous().view(torch.uint8),
+        scales, losses, value, losses if grads is None else grads,
     )  # fmt: skip
+    run(prepared, tensors, scales if reduction == "apart" else None)
+    return value, grads
+
+
+def run(prepared: Prepared, tensors: tuple[Tensor, ...], scales: Tensor | None) -> None:
+    """Launch what is prepared on its inputs; `scales` (2,), if given, are made of the numbers of active pairs."""
+    recipe = prepared.recipe
+    room = recipe.room(tensors[1].device)
+    if scales is None:
+        recipe.run(room, tensors)
+        return
+    recipe.run(room, tensors, slice(None, -1))
+    sums = (walk.sums()[1] for walk in (prepared.positives, prepared.negatives))
+    counts = torch.stack([recipe.buffer(room, name).sum() for name in sums])
+    torch.reciprocal(counts.clamp(min=1), out=scales)
+    recipe.run(room, tensors, slice(-1, None))

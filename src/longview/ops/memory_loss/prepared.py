@@ -1,212 +1,296 @@
 # mypy: disable-error-code="no-untyped-call"
-"""What the kernels of a memory loss read, made for each loss: sorted anchors, codes, lists, norms, and room for sums.
+"""The launches of one memory loss, for inputs of certain shapes: what its kernels read and leave, and in which order.
 
-A memory that is only mapped (moment matching) is read as it is stored, and the map is applied to the anchors. One whose
-rows are divided by their norms as well is written out as it is seen, `SEEN_BYTES` at a time, and read like any other:
-for narrow rows that takes less time than to divide every similarity. Only the positives, which are few, are still read
-as stored where one piece does not hold all rows. Rows of `RAW_WIDTH` are always read as stored: so much work follows
-for each similarity that the division is the least of it.
+The anchors are sorted, the memory's labels matched with theirs, the memory walked over, and the sums joined. A memory
+that is only mapped (moment matching) is read as it is stored, and the map is applied to the anchors. One whose rows are
+divided by their norms as well is written out as it is seen, `SEEN_BYTES` at a time, and read like any other: for narrow
+rows that takes less time than to divide every similarity. Only the positives, which are few, are still read as stored
+where one piece does not hold all rows. Rows of `RAW_WIDTH` are always read as stored: so much work follows for each
+similarity that the division is the least of it.
 
 Shapes: n anchors, m rows of the memory, d width, S splits.
 """
 
 from __future__ import annotations
 
-from itertools import islice
+import functools
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from longview.ops.kernels import padded_dim
-from longview.ops.launch import Place, alignment, launch, places
-from longview.ops.memory_loss import triton_match, triton_walk
+from longview.ops.launch import Recipe, Step, firsts_of
+from longview.ops.memory_loss import triton_finish, triton_match, triton_walk
 from longview.ops.memory_loss.forms import Form, Plan
-from longview.ops.memory_loss.pairs import Pairs, View
+from longview.ops.softmax_loss.numerics import LOG2_E
 from longview.ops.softmax_loss.triton_tile import Tile
 
 PROCESSORS = 132  # multiprocessors of an H100 or H200; fixed, so that bits do not depend on the device
 PARTIALS = 14 << 20  # bytes of partial gradients of both walks together, or as many as LEAST_SPLITS take
 LEAST_SPLITS = 12
-POSITIVE_SPLITS = 8
+POSITIVE_SLOTS = 8
 RAW_WIDTH = 512  # from here on, similarities are divided by the norms of rows, and not the rows
-SHARE = 2  # splits of the negatives' walk that add their gradients in one slot
+SHARE = 2  # splits of a walk that add their gradients in one slot
 PREPARED = 16  # anchors that a program prepares
 SEEN_BYTES = 64 << 20  # of the memory's rows that are held as they are seen, once they are divided by their norms
 
+INPUTS = ("embeddings", "memory", "scale", "shift", "labels", "own_ids", "own_rows", "reference_labels",
+          "reference_ids", "taken", "scales", "losses", "value", "grads")  # fmt: skip
+POWERS = ("power", "circle")
+Buffers = dict[str, tuple[torch.dtype, int]]
+
+
+class Case(NamedTuple):
+    """What the launches of a loss depend on, but for where its tensors lie.
+
+    n, m, width: anchors, rows of the memory, values of each.
+    embeddings, memory: their dtypes.
+    reduction: `mean`, `sum`, `apart` (the contrastive loss over active pairs) or `none`.
+    gradient: the anchors want one.
+    mapped: dtypes of scale and shift, where rows are mapped.
+    divided: rows are divided by their norms.
+    ids, positions, masked: what leaves pairs out.
+    early: a kernel may begin while the one before it ends.
+    tile: None for the one of the width.
+    """
+
+    n: int
+    m: int
+    width: int
+    embeddings: torch.dtype
+    memory: torch.dtype
+    plan: Plan
+    reduction: str
+    gradient: bool
+    mapped: tuple[torch.dtype, torch.dtype] | None
+    divided: bool
+    ids: bool
+    positions: bool
+    masked: bool
+    early: bool
+    tile: tuple[Tile, int] | None
+
 
 class Walk(NamedTuple):
-    """What a walk leaves: sums of each split, (S * n,), and gradients of each slot, (slots * n * d,)."""
+    """A walk, and how it is divided. It leaves sums of each split, (S * n,), and gradients of each slot, (slots, n, d).
 
+    side: `negative` or `positive`, which its buffers begin with.
+    splits: S.
+    each: rows of the memory a split.
+    share: splits of a slot.
+    """
+
+    form: Form
+    side: str
     splits: int
-    each: int  # rows of the memory a split
-    share: int  # splits of a slot
-    first: Place
-    second: Place
-    third: Place
-    mass: Place
-    grads: Place
-    wrongs: Place
+    each: int
+    share: int
+
+    @property
+    def slots(self) -> int:
+        return -(-self.splits // self.share)
+
+    def sums(self) -> tuple[str, ...]:
+        """Return the names of the buffers that it writes."""
+        return tuple(f"{self.side} {name}" for name in ("first", "second", "third", "mass", "grads"))
 
 
 class Prepared:
-    """Operands of one loss, in the form the kernels take; the anchors in the order of their labels.
+    """The buffers and steps of one loss; `recipe` is what is run.
 
     Attributes:
-        seen: rows of the memory as they are seen, the first `held` of them; with `pieced` these are not all.
         affine, norm: what is left to the walks over rows as they are stored: the map, and to divide by norms.
+        held: rows that are written out as they are seen; with `pieced` these are not all.
     """
 
-    def __init__(
-        self,
-        embeddings: Tensor,
-        reference: Tensor,
-        pairs: Pairs,
-        view: View,
-        plan: Plan,
-        tile: tuple[Tile, int] | None,
-        gradient: bool,
-    ) -> None:
-        wide = reference.dtype not in (torch.bfloat16, torch.float16)
-        self.embeddings, self.memory = embeddings.contiguous(), reference.contiguous()
-        if wide:
-            self.memory = self.memory.float()
-        self.n, self.width = embeddings.shape
-        self.m = len(reference)
-        self.pairs, self.plan, self.gradient = pairs, plan, gradient
-        padded = padded_dim(self.width)
-        self.tile, self.per_processor = tile or triton_walk.tile_for(padded, wide)
-        self.sizes = {"WIDTH": self.width, "PADDED": padded}
-        self.blocks = -(-self.n // self.tile.rows)
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.wide = case.memory not in (torch.bfloat16, torch.float16)
+        padded = padded_dim(case.width)
+        self.tile, self.per_processor = case.tile or triton_walk.tile_for(padded, self.wide)
+        self.sizes = {"WIDTH": case.width, "PADDED": padded}
+        self.early = {"launch_pdl": True} if case.early else {}
+        self.blocks = -(-case.n // self.tile.rows)
         self.blocks_per_bit = 1 << (-(-self.blocks // triton_match.BITS) - 1).bit_length()
-        self.mapped, self.divided = view.scale is not None, view.renormalise
-        raw = self.divided and padded >= RAW_WIDTH
-        self.pieced = self.divided and not raw and self.memory.nbytes > SEEN_BYTES
-        self.norm = raw or self.pieced  # else nothing is left to the walks
-        self.ids, self.rows_out = pairs.own_ids is not None, pairs.own_positions is not None
-        self.scale = self.shift = self.embeddings
-        if view.scale is not None and view.shift is not None:
-            self.scale, self.shift = view.scale.contiguous(), view.shift.contiguous()
-        user = (self.embeddings, self.memory, self.scale, self.shift)
-        self.name = tuple((tensor.dtype, alignment(tensor)) for tensor in user)
+        self.tiles = -(-case.m // self.tile.items)
         self.segment = triton_match.BLOCK
-        while self.segment * triton_match.SEGMENTS < self.m:
+        while self.segment * triton_match.SEGMENTS < case.m:
             self.segment *= 2
-        self.segments, self.tiles = max(1, -(-self.m // self.segment)), -(-self.m // self.tile.items)
-        each = SEEN_BYTES // (self.width * self.memory.element_size() * self.tile.items)
+        self.segments = max(1, -(-case.m // self.segment))
+        row_bytes = case.width * case.memory.itemsize
+        raw = case.divided and padded >= RAW_WIDTH
+        self.pieced = case.divided and not raw and case.m * row_bytes > SEEN_BYTES
+        self.norm = raw or self.pieced  # else nothing is left to the walks
+        self.mapped = case.mapped is not None
+        self.affine = self.mapped and (self.norm or not case.divided)
+        each = SEEN_BYTES // (row_bytes * self.tile.items)
         self.per_piece = max(1, min(each, self.tiles) if self.pieced else self.tiles)  # tiles
-        self.held = min(self.m, self.per_piece * self.tile.items) * (self.divided and not raw)
-        self.affine = self.mapped and (self.norm or not self.divided)
-        self.norms = max(1, triton_match.NORM_VALUES // padded)
-        self.to_see = -(-self.m // self.norms) * self.divided  # programs, a third of them while the anchors are sorted
-        self.seen_before = self.to_see // 3
-        self._allocate()
-        self._prepare()
-        self._match()
-        if self.divided and not self.norm:
-            self.memory = self.seen
+        self.held = min(case.m, self.per_piece * self.tile.items) * (case.divided and not raw)
+        self.norms = max(1, triton_match.NORM_VALUES // padded)  # rows that a program divides
+        self.to_see = -(-self.tiles * self.tile.items // self.norms) * case.divided  # programs
+        self.negatives, self.positives = self._split()
+        self.buffers = self._buffers()
+        self.recipe = Recipe(INPUTS, self.buffers, [self._prepare(), self._match(), *self._walks(), self._finish()])
 
-    def _allocate(self) -> None:
-        """Make all buffers: two allocations, of which the second is for rows as they are seen."""
-        n, m, ids = self.n, self.m, self.ids
-        int32, int64, float32 = torch.int32, torch.int64, torch.float32
-        small = (n, n, n, n * ids, n * self.rows_out, m, m, m * ids, self.segments)
-        large = (n, n * ids, n * self.rows_out, self.tiles, self.segments)
-        rows = (n * self.width, n * self.width * (self.pieced and self.affine))
-        negatives, positives = self._split()
-        found = iter(places(self.memory.device, (
-            *((int32, size) for size in small), *((int64, size) for size in large),
-            (float32, n * self.affine), (float32, m * self.divided), *((self.memory.dtype, size) for size in rows),
-            *self._of_walk(self.plan.negatives, negatives[0], negatives[2]),
-            *self._of_walk(self.plan.positives, positives[0], positives[2]),
-        )))  # fmt: skip
-        (self.order, self.own_codes, self.ends, self.own_ids, self.own_rows, self.codes, self.rows, self.row_ids,
-         self.counts) = islice(found, len(small))  # fmt: skip
-        *self.ordered, self.words, self.segment_words = islice(found, len(large))
-        self.constants, self.inverses, self.queries, self.plain = islice(found, 4)
-        if not self.plain.size:
-            self.plain = self.queries
-        self.negatives, self.positives = Walk(*negatives, *islice(found, 6)), Walk(*positives, *islice(found, 6))
-        self.seen = self.memory.new_empty((self.held, self.width)) if self.held else self.memory
-
-    def _split(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Return (splits, rows of the memory a split, splits of a slot) of the walks over negatives and positives.
-
-        There are enough to fill the device, within the bytes of PARTIALS.
-        """
-        most = max(LEAST_SPLITS, PARTIALS // (4 * self.n * self.width))  # slots of both
+    def _split(self) -> tuple[Walk, Walk]:
+        """Return the walks over negatives and positives, with enough splits to fill the device in PARTIALS bytes."""
+        case, plan = self.case, self.case.plan
+        most = max(LEAST_SPLITS, PARTIALS // (4 * case.n * case.width))  # slots of both
         share = 1 if self.pieced else SHARE
         wanted = max(1, min(PROCESSORS * self.per_processor // self.blocks, share * (most - 2)))
         tiles = -(-self.per_piece // wanted)
-        splits = -(-self.per_piece // tiles)
-        segments = -(-self.segments // min(POSITIVE_SPLITS, most - -(-splits // share)))
-        listed = -(-self.segments // segments), segments * self.segment, 1
-        return (splits, tiles * self.tile.items, share), listed
+        negatives = Walk(plan.negatives, "negative", -(-self.per_piece // tiles), tiles * self.tile.items, share)
+        # Each split of positives has an exponent of its own.
+        share = 1 if plan.positives.sums in POWERS else SHARE
+        segments = -(-self.segments // (share * min(POSITIVE_SLOTS, most - negatives.slots)))
+        splits = -(-self.segments // segments)
+        return negatives, Walk(plan.positives, "positive", splits, segments * self.segment, share)
 
-    def _of_walk(self, form: Form, splits: int, share: int) -> list[tuple[torch.dtype, int]]:
-        """Return what a `Walk` holds."""
-        size, slots, float32 = splits * self.n, -(-splits // share), torch.float32
-        gradient = self.gradient and form.sums != "best"
-        return [
-            (float32, size),
-            (torch.int32 if form.sums == "best" else float32, size),
-            (float32, size * (form.sums == "pull")),
-            (float32, size * (gradient and self.affine)),
-            (float32, slots * self.n * self.width * gradient),
-            (torch.int32, slots * self.blocks * restarts(form)),
-        ]
+    def _buffers(self) -> Buffers:
+        """Return all buffers; those that begin with zeros are neighbours."""
+        case, (n, m, d) = self.case, self.case[:3]
+        ids, positions, int32, int64, float32 = case.ids, case.positions, torch.int32, torch.int64, torch.float32
+        seen = case.memory if not self.wide else float32
+        buffers: Buffers = {
+            "order": (int32, n), "own_codes": (int32, n), "ends": (int32, n), "own_id_codes": (int32, n * ids),
+            "own_places": (int32, n * positions), "codes": (int32, m), "rows": (int32, m), "id_codes": (int32, m * ids),
+            "counts": (int32, self.segments), "ordered_labels": (int64, n), "ordered_ids": (int64, n * ids),
+            "ordered_rows": (int64, n * positions), "words": (int64, self.tiles),
+            "segment_words": (int64, self.segments), "constants": (float32, n * self.affine),
+            "inverses": (float32, self.to_see * self.norms), "queries": (seen, n * d),
+            "plain": (seen, n * d * (self.pieced and self.affine)), "seen": (seen, self.held * d),
+        }  # fmt: skip
+        zeros: Buffers = {"arrived": (int32, 1)}
+        for walk in (self.negatives, self.positives):
+            size, best = walk.splits * n, walk.form.sums == "best"
+            gradient = case.gradient and not best
+            first, second, third, mass, grads = walk.sums()
+            buffers[first] = float32, size
+            buffers[second] = int32 if best else float32, size
+            buffers[third] = float32, size * (walk.form.sums == "pull")
+            buffers[mass] = float32, size * (gradient and self.affine)
+            (zeros if walk.share > 1 else buffers)[grads] = float32, walk.slots * n * d * gradient
+            zeros[f"{walk.side} wrongs"] = int32, walk.slots * self.blocks * restarts(walk.form)
+        self.zeros = firsts_of(zeros)[""] // 4  # values
+        return buffers | zeros
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> Step:
         """Sort the anchors, and make their queries and codes."""
-        labels = self.pairs.labels.contiguous()
-        ids, rows = (labels if t is None else t.contiguous() for t in (self.pairs.own_ids, self.pairs.own_positions))
-        programs = -(-self.n // PREPARED)
-        launch(
-            triton_match.prepare_anchors, (programs + self.seen_before, 1),
-            (self.name, alignment(labels), alignment(ids), alignment(rows)),
-            (self.embeddings, labels, ids, rows, self.scale, self.shift, *self.ordered, self.order,
-             self.queries, self.plain, self.constants, self.own_codes, self.ends, self.own_ids, self.own_rows,
-             self.memory, self.inverses, self.seen, self.n, programs, self.m, self.held),
-            {"IDS": self.ids, "ROWS_OUT": self.rows_out, "AFFINE": self.affine, "PLAIN": self.pieced,
-             "MAPPED": self.mapped, "NORM": self.divided, "COLUMNS": triton_match.COLUMNS, "ROWS": PREPARED,
-             "NORMS": self.norms, **self.sizes},
+        case = self.case
+        return Step(
+            triton_match.prepare_anchors, (-(-case.n // PREPARED), 1),
+            ("embeddings", "labels", "own_ids", "own_rows", "scale", "shift", "ordered_labels", "ordered_ids",
+             "ordered_rows", "order", "queries", "plain", "constants", "own_codes", "ends", "own_id_codes",
+             "own_places"),
+            (case.n,),
+            {"IDS": case.ids, "ROWS_OUT": case.positions, "AFFINE": self.affine, "PLAIN": self.pieced,
+             "COLUMNS": triton_match.COLUMNS, "ROWS": PREPARED, "EARLY": case.early, **self.sizes},
             maxnreg=triton_match.SORT_REGISTERS,
         )  # fmt: skip
 
-    def _match(self) -> None:
+    def _match(self) -> Step:
         """Make the codes of the memory's rows, the lists of possible positives, the words of tiles and segments; where
         rows are divided by their norms, 1 / these, and the first rows as they are seen, as many as are held.
         """
-        pairs, m = self.pairs, self.m
+        case = self.case
         # The interpreter of the tests takes its time for every row of a block.
-        block = min(triton_match.BLOCK, max(self.tile.items, 1 << max(0, m - 1).bit_length()))
-        labels, mask = pairs.reference_labels.contiguous(), pairs.reference_mask
-        ids = labels if pairs.reference_ids is None else pairs.reference_ids.contiguous()
-        taken = labels if mask is None else mask.contiguous().view(torch.uint8)
-        zeros = self._zeros()
-        others = -(-zeros.size // triton_match.NORM_VALUES) + self.to_see - self.seen_before
-        launch(
+        block = min(triton_match.BLOCK, max(self.tile.items, 1 << max(0, case.m - 1).bit_length()))
+        others = -(-self.zeros // triton_match.ZEROED) + self.to_see
+        return Step(
             triton_match.match_rows, (self.segments + others, 1),
-            (self.name, alignment(labels), alignment(ids), alignment(taken)),
-            (labels, ids, taken, *self.ordered, self.ends, self.codes, self.row_ids, self.rows, self.counts,
-             self.words, self.segment_words, self.memory, self.scale, self.shift, self.inverses, self.seen, zeros,
-             m, self.n, (self.blocks_per_bit * self.tile.rows).bit_length() - 1, self.segments, self.seen_before,
-             self.held, zeros.size),
-            {"IDS": self.ids, "ROWS_OUT": self.rows_out, "MASKED": mask is not None,
-             "AFFINE": self.mapped, "NORM": self.divided, "STEPS": self.n.bit_length(),
-             "SEGMENT": self.segment, "BLOCK": block, "ITEMS": self.tile.items, "NORMS": self.norms,
-             "ZEROS": triton_match.NORM_VALUES, **self.sizes},
-            num_warps=triton_match.WARPS, maxnreg=triton_match.REGISTERS,
+            ("reference_labels", "reference_ids", "taken", "ordered_labels", "ordered_ids", "ordered_rows", "ends",
+             "codes", "id_codes", "rows", "counts", "words", "segment_words", "memory", "scale", "shift", "inverses",
+             "seen", "arrived"),
+            (case.m, case.n, (self.blocks_per_bit * self.tile.rows).bit_length() - 1, self.segments, self.held,
+             self.zeros),
+            {"IDS": case.ids, "ROWS_OUT": case.positions, "MASKED": case.masked, "AFFINE": self.mapped,
+             "NORM": case.divided, "STEPS": case.n.bit_length(), "SEGMENT": self.segment, "BLOCK": block,
+             "ITEMS": self.tile.items, "NORMS": self.norms, "ZEROS": triton_match.ZEROED, "EARLY": case.early,
+             **self.sizes},
+            num_warps=triton_match.WARPS, maxnreg=triton_match.REGISTERS, **self.early,
         )  # fmt: skip
 
-    def _zeros(self) -> Place:
-        """Return what the negatives' walk wants to begin with zeros: slots that it adds to, and `wrongs` after them."""
-        walk, wrongs = self.negatives, self.negatives.wrongs
-        first = walk.grads.first if walk.share > 1 else wrongs.first
-        size = (wrongs.first - first) // 4 + wrongs.size
-        return Place(wrongs.pointer - wrongs.first + first, wrongs.whole, torch.float32, first, size)
+    def _walks(self) -> Iterator[Step]:
+        """Sum over both kinds of pairs, in the order in which the loss needs them."""
+        negatives, positives = self.negatives, self.positives
+        if self.case.plan.positives_first:
+            yield from self._walk(positives, positives, 1, alongside=False)
+            yield from self._walk(negatives, positives, positives.form.sign, alongside=False)
+        else:
+            yield from self._walk(negatives, negatives, 1, alongside=False)
+            yield from self._walk(positives, negatives, 1, alongside=positives.form.sums != "pull")
+
+    def _walk(self, walk: Walk, before: Walk, given_sign: int, *, alongside: bool) -> Iterator[Step]:
+        """Sum what a walk's form says of its pairs; `before` is the other walk, where that came first."""
+        case, form = self.case, walk.form
+        gather = form.pairs == "positive"
+        seen = self.pieced and not gather
+        pieces = range(0, max(1, self.tiles), self.per_piece) if seen else range(1)
+        queries = "plain" if seen and self.affine else "queries"
+        memory = "seen" if seen or (case.divided and not self.norm) else "memory"
+        # The number of pairs over a margin is also the sum of their weights, but for rows that are divided by norms.
+        count = case.reduction == "apart" or not self.norm or seen
+        for redo, piece in itertools.product((False, True) if restarts(form) else (False,), pieces):
+            if len(pieces) > 1 and (redo or piece > 0):
+                yield self._copy(piece, walk, redo)
+            yield Step(
+                triton_walk.walk, (self.blocks, walk.splits),
+                (queries, memory, "own_codes", "codes", "own_id_codes", "id_codes", "own_places", "inverses",
+                 "constants", "rows", "counts", "words", "segment_words", *before.sums()[:2], *walk.sums(),
+                 f"{walk.side} wrongs"),
+                (case.n, self.held if seen and piece == 0 else case.m, walk.each, piece, self.per_piece, before.splits,
+                 self.blocks_per_bit, form.factor * LOG2_E, form.u, form.v, float(given_sign)),
+                {"FORM": form.sums, "PAIRS": form.pairs, "SIGN": form.sign,
+                 "LESS": form.sums == "best" and not gather and before is not walk, "GATHER": gather, "REDO": redo,
+                 "PIECES": piece > 0, "SHARE": walk.share, "IDS": case.ids, "ROWS_OUT": case.positions,
+                 "AFFINE": self.affine and not seen, "NORM": self.norm and not seen, "COUNT": count,
+                 "GRAD": self.buffers[walk.sums()[-1]][1] > 0, "EARLY": case.early, "ALONGSIDE": alongside,
+                 "SEGMENT": self.segment, "ROWS": self.tile.rows,
+                 "ITEMS": min(self.tile.items, triton_walk.LISTED) if gather else self.tile.items, **self.sizes},
+                **triton_walk.options(self.tile, self.per_processor, gather), **self.early,
+            )  # fmt: skip
+
+    def _copy(self, piece: int, walk: Walk, redo: bool) -> Step:
+        """Hold the rows from tile `piece` on as they are seen."""
+        first = piece * self.tile.items
+        held = min(self.held, self.case.m - first)
+        wrongs = f"{walk.side} wrongs"
+        return Step(
+            triton_match.copy_rows, (-(-held // self.norms), 1),
+            ("memory", "scale", "shift", "seen", wrongs),
+            (self.case.m, first, held, self.buffers[wrongs][1]),
+            {"AFFINE": self.mapped, "REDO": redo, "NORMS": self.norms, "EARLY": self.case.early, **self.sizes},
+            **self.early,
+        )  # fmt: skip
+
+    def _finish(self) -> Step:
+        """Join the splits of both walks into losses and gradients."""
+        case, plan, (negatives, positives) = self.case, self.case.plan, (self.negatives, self.positives)
+        dims = min(triton_finish.DIMS, self.sizes["PADDED"])
+        apart = case.reduction == "apart"
+        return Step(
+            triton_finish.finish, (-(-case.n // triton_finish.ROWS), -(-case.width // dims)),
+            (*positives.sums(), *(name for name in negatives.sums() if not name.endswith("third")), "order",
+             "seen" if case.divided and not self.norm else "memory", "inverses", "scale", "shift", "scales", "losses",
+             "value", "arrived", "grads"),
+            (case.n, positives.splits, negatives.splits, plan.rate_p, plan.rate_n, plan.margin,
+             float(plan.positives.sign), 1 / case.n if case.reduction == "mean" else 1.0),
+            {"KIND": plan.kind, "APART": apart, "AFFINE": self.affine, "NORM": self.norm, "SEEN": self.pieced,
+             "POSITIVE_SHARE": positives.share, "SHARE": negatives.share, "TOTAL": case.reduction != "none",
+             "GRAD": case.gradient, "EARLY": case.early and not apart, "ROWS": triton_finish.ROWS, "DIMS": dims,
+             "WIDTH": case.width},
+            **({} if apart else self.early),
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def prepared_for(case: Case) -> Prepared:
+    """Return the launches of a case, made once for each."""
+    return Prepared(case)
 
 
 def restarts(form: Form) -> bool:
     """Return whether a walk takes powers relative to a first guess, and may have to do so again."""
-    return form.sums in ("power", "circle") and form.pairs != "positive"
+    return form.sums in POWERS and form.pairs != "positive"

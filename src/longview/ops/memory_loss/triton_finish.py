@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
-from longview.ops.memory_loss.triton_sums import NOTHING, join_best, join_powers, log_of
+from longview.ops.memory_loss.triton_sums import NOTHING, UNROLL, join_best, join_powers, log_of
 from longview.ops.softmax_loss.triton_tile import INVERSE_LOG2
 
 ROWS = 8
 DIMS = 128  # columns of a program
+ADDED = tl.constexpr(256)  # losses that are added at a time
 
 
 @triton.jit
 def joined(sums_Sn, row, n, splits):
     """Return the sum over all splits, (r,)."""
     total_r = tl.zeros(row.shape, tl.float32)
-    for split in tl.range(0, splits):
+    for split in tl.range(0, splits, loop_unroll_factor=UNROLL):
         total_r += tl.load(sums_Sn + split * n + row, mask=row < n, other=0.0)
     return total_r
 
@@ -57,7 +59,7 @@ def summed(
     """
     inside = (row < n)[:, None] & (dims < WIDTH)[None, :]
     total_rd = tl.zeros([row.shape[0], dims.shape[0]], tl.float32)
-    for slot in tl.range(0, tl.cdiv(splits, SHARE)):
+    for slot in tl.range(0, tl.cdiv(splits, SHARE), loop_unroll_factor=4):
         place = (slot * n + row).to(tl.int64)[:, None] * WIDTH + dims[None, :]
         part_rd = tl.load(grads_Snd + place, mask=inside, other=0.0)
         if POWERS:
@@ -76,7 +78,7 @@ def summed(
 def mass_of(masses_Sn, tops_Sn, top_r, row, n, splits, POWERS: tl.constexpr):
     """Return the sum of all splits' sums of weights, as `summed`."""
     total_r = tl.zeros(row.shape, tl.float32)
-    for split in tl.range(0, splits):
+    for split in tl.range(0, splits, loop_unroll_factor=UNROLL):
         part_r = tl.load(masses_Sn + split * n + row, mask=row < n, other=0.0)
         if POWERS:
             part_r *= tl.exp2(tl.load(tops_Sn + split * n + row, mask=row < n, other=0.0) - top_r)
@@ -84,20 +86,36 @@ def mass_of(masses_Sn, tops_Sn, top_r, row, n, splits, POWERS: tl.constexpr):
     return total_r
 
 
+@triton.jit
+def add_up(losses, value, arrived, n, weight):
+    """Write `weight` times the sum of the losses (n,), if all other programs have `arrived` here, which count."""
+    tl.debug_barrier()
+    if tl.atomic_add(arrived, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        total_r = tl.zeros([ADDED], tl.float32)
+        for start in tl.range(0, n, ADDED):
+            row = start + tl.arange(0, ADDED)
+            total_r += tl.load(losses + row, mask=row < n, other=0.0, cache_modifier=".cg")
+        tl.store(value, tl.sum(total_r, 0) * weight)
+
+
 @triton.jit(do_not_specialize=["n", "positive_splits", "negative_splits"])
 def finish(
     pos_first, pos_second, pos_third, pos_mass, pos_grad, neg_first, neg_second, neg_mass, neg_grad,
-    order, memory, inverses, scale, shift, scales, losses, grads,
+    order, memory, inverses, scale, shift, scales, losses, value, arrived, grads,
     n, positive_splits, negative_splits, rate_p, rate_n, margin, sign, weight,
     KIND: tl.constexpr, APART: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, SEEN: tl.constexpr,
-    SHARE: tl.constexpr, GRAD: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
+    POSITIVE_SHARE: tl.constexpr, SHARE: tl.constexpr, TOTAL: tl.constexpr, GRAD: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Write the losses (n,) and `weight` times their gradients (n, d), in the order the anchors came in.
+    """Write the losses (n,) and `weight` times their gradients (n, d), in the order the anchors came in; with TOTAL
+    `weight` times the sum of all losses, too.
 
     `sign` turns a positive's x into its similarity; `order` (n,) says where the anchors are from. Rows are
-    summed as they are stored, with SEEN those of negatives as they are seen; SHARE splits of these have one slot of
-    gradients.
+    summed as they are stored, with SEEN those of negatives as they are seen; SHARE splits of these, and POSITIVE_SHARE
+    of the positives, have one slot of gradients. `arrived` begins as 0.
     """
+    if EARLY:
+        gdc_wait()
     row, dims = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * DIMS + tl.arange(0, DIMS)
     POSITIVE_POWERS: tl.constexpr = KIND == "multi-similarity" or KIND == "circle"
     NEGATIVE_POWERS: tl.constexpr = KIND != "contrastive" and KIND != "triplet"
@@ -143,6 +161,8 @@ def finish(
     source = tl.load(order + row, mask=row < n, other=0).to(tl.int64)
     if tl.program_id(1) == 0:
         tl.store(losses + source, loss_r, mask=row < n)
+        if TOTAL:
+            add_up(losses, value, arrived, n, weight)
     if GRAD:
         inside = (row < n)[:, None] & (dims < WIDTH)[None, :]
         mass_r = tl.zeros([ROWS], tl.float32)
@@ -158,7 +178,9 @@ def finish(
             grad_rd = one_p[:, None] * m_p + one_n[:, None] * m_n
             mass_r = one_p + one_n
         else:
-            pull_rd = summed(pos_grad, pos_first, top_p, row, dims, n, positive_splits, POSITIVE_POWERS, 1, WIDTH)
+            pull_rd = summed(
+                pos_grad, pos_first, top_p, row, dims, n, positive_splits, POSITIVE_POWERS, POSITIVE_SHARE, WIDTH
+            )
             push_rd = summed(neg_grad, neg_first, top_n, row, dims, n, negative_splits, NEGATIVE_POWERS, SHARE, WIDTH)
             grad_rd = a_r[:, None] * pull_rd
             if not SEEN:

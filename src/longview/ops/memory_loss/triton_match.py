@@ -5,6 +5,8 @@ With the anchors sorted, those of one label are neighbours, and a row of the mem
 each tile of the memory gets a word with a bit for each block of anchors (or for a few blocks, where there are more
 than 64): where it is not set, every pair of the tile and the block is a negative, and the walk compares nothing.
 
+With EARLY (Hopper and later) a kernel begins while the one before it ends, and waits where it reads what that wrote.
+
 Shapes: b anchors, m rows of the memory, d width; SEGMENT rows a program, BLOCK at a time.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from longview.ops.softmax_loss.triton_tile import load_some_rows, store_rows
 
@@ -22,7 +25,8 @@ REGISTERS = 128  # of a thread of it; with the compiler's own limit some values 
 SORT_REGISTERS = 160  # of a thread of `prepare_anchors`, likewise
 COLUMNS = 256  # anchors that are compared at a time
 BITS = 64
-NORM_VALUES = 8192  # of the memory, which a program divides by their norms
+NORM_VALUES = 16384  # of the memory, which a program divides by their norms: enough are on their way at a time
+ZEROED = 8192  # zeros that a program writes
 ABSENT = tl.constexpr(-1)  # the code of a label that no anchor has
 LEFT_OUT = tl.constexpr(-2)  # the code of a row that takes no part
 TINY = tl.constexpr(1e-24)  # least square of a norm that a row is divided by
@@ -116,11 +120,15 @@ def match_segment(
 def seen_rows(row, m, memory, scale, shift, AFFINE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     """Return some rows of the memory as they are seen, row * scale + shift over its norm, and 1 / the norms.
 
-    Past the memory's end the norms are something finite.
+    Past the memory's end the norms are something finite. The rows pass by the first cache, which is for the labels.
     """
-    row_rd = load_some_rows(memory, row, row < m, WIDTH, PADDED).to(tl.float32)
+    dims = tl.arange(0, PADDED)
+    inside = (row < m)[:, None]
+    if WIDTH < PADDED:
+        inside = inside & (dims < WIDTH)[None, :]
+    place = memory + row.to(tl.int64)[:, None] * WIDTH + dims[None, :]
+    row_rd = tl.load(place, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
     if AFFINE:
-        dims = tl.arange(0, PADDED)
         scale_d = tl.load(scale + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
         shift_d = tl.load(shift + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)
         row_rd = row_rd * scale_d[None, :] + shift_d[None, :]
@@ -133,30 +141,36 @@ def see_rows(
     block, memory, scale, shift, inverses, seen, m, held,
     AFFINE: tl.constexpr, NORMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Write 1 / the norms of NORMS rows of the memory, and of the first `held` rows what they are `seen` as."""
+    """Write 1 / the norms of NORMS rows of the memory, also of rows past its end, and of the first `held` rows what
+    they are `seen` as.
+    """
     row = block * NORMS + tl.arange(0, NORMS)
     row_rd, inverse_r = seen_rows(row, m, memory, scale, shift, AFFINE, WIDTH, PADDED)
-    tl.store(inverses + row, inverse_r, mask=row < m)
+    tl.store(inverses + row, inverse_r)
     store_rows(seen, row, held, row_rd, WIDTH, PADDED)
 
 
-@triton.jit(do_not_specialize=["m", "b", "per_bit", "segments", "before", "held", "number"])
+@triton.jit(do_not_specialize=["m", "b", "per_bit", "segments", "held", "number"])
 def match_rows(
     labels, ids, taken, ordered_labels, ordered_ids, ordered_rows, ends,
     codes, id_codes, rows, counts, words, segment_words, memory, scale, shift, inverses, seen, zeros,
-    m, b, per_bit, segments, before, held, number,
+    m, b, per_bit, segments, held, number,
     IDS: tl.constexpr, ROWS_OUT: tl.constexpr, MASKED: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr,
     STEPS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr,
-    NORMS: tl.constexpr, ZEROS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    NORMS: tl.constexpr, ZEROS: tl.constexpr, EARLY: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Match a segment, or write ZEROS of a `number` of `zeros`, or with NORM see NORMS rows, after the blocks of them
-    that were seen `before`.
+    """Match a segment, or write ZEROS of a `number` of `zeros`, or with NORM see NORMS rows.
 
-    Few programs match, and most of the time they wait; so the others do their work in the shade of these.
+    Few programs match, and most of the time they wait; so the others do their work in the shade of these, and with
+    EARLY of the sorting of the anchors, too, with which they have nothing to do.
     """
+    if EARLY:
+        gdc_launch_dependents()
     program = tl.program_id(0)
     others = segments + tl.cdiv(number, ZEROS)
     if program < segments:
+        if EARLY:
+            gdc_wait()
         match_segment(
             program, labels, ids, taken, ordered_labels, ordered_ids, ordered_rows, ends,
             codes, id_codes, rows, counts, words, segment_words, m, b, per_bit,
@@ -164,18 +178,21 @@ def match_rows(
         )  # fmt: skip
     elif program < others:
         place = (program - segments) * ZEROS + tl.arange(0, ZEROS)
-        tl.store(zeros + place, tl.zeros([ZEROS], tl.float32), mask=place < number)
+        tl.store(zeros + place, tl.zeros([ZEROS], tl.int32), mask=place < number)
     elif NORM:
-        block = program - others + before
-        see_rows(block, memory, scale, shift, inverses, seen, m, held, AFFINE, NORMS, WIDTH, PADDED)
+        see_rows(program - others, memory, scale, shift, inverses, seen, m, held, AFFINE, NORMS, WIDTH, PADDED)
 
 
 @triton.jit(do_not_specialize=["m", "first", "held", "number"])
 def copy_rows(
     memory, scale, shift, seen, wrongs, m, first, held, number,
-    AFFINE: tl.constexpr, REDO: tl.constexpr, NORMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    AFFINE: tl.constexpr, REDO: tl.constexpr, NORMS: tl.constexpr, EARLY: tl.constexpr, WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
 ):  # fmt: skip
     """Write `held` rows of the memory from `first` on as they are seen; with REDO where a walk is done again."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0) * NORMS + tl.arange(0, NORMS)
     if REDO:
         some = 0
@@ -187,18 +204,20 @@ def copy_rows(
     store_rows(seen, row, held, row_rd, WIDTH, PADDED)
 
 
-@triton.jit
-def sort_anchors(
-    program, embeddings, labels, ids, own_rows, scale, shift,
+@triton.jit(do_not_specialize=["b"])
+def prepare_anchors(
+    embeddings, labels, ids, own_rows, scale, shift,
     ordered_labels, ordered_ids, ordered_rows, order, queries, plain, constants, codes, ends, id_codes, rows,
     b,
     IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, PLAIN: tl.constexpr, COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    ROWS: tl.constexpr, EARLY: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Sort the anchors by label: write where each is from, its code, its embedding times `scale` and the product with
     `shift`, with PLAIN the `plain` embedding; and their labels, ids and rows of the memory, each in its own order.
     """
-    source = program * ROWS + tl.arange(0, ROWS)
+    if EARLY:
+        gdc_launch_dependents()
+    source = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     label = tl.load(labels + source, mask=source < b, other=0)
     row, code, end = places_of(label, labels, source, b, COLUMNS)
     row = tl.where(source < b, row, b)
@@ -225,25 +244,3 @@ def sort_anchors(
         tl.store(constants + row, tl.sum(query_rd * shift_d[None, :], 1), mask=row < b)
         query_rd *= tl.load(scale + dims, mask=dims < WIDTH, other=0.0).to(tl.float32)[None, :]
     store_rows(queries, row, b, query_rd, WIDTH, PADDED)
-
-
-@triton.jit(do_not_specialize=["b", "programs", "m", "held"])
-def prepare_anchors(
-    embeddings, labels, ids, own_rows, scale, shift,
-    ordered_labels, ordered_ids, ordered_rows, order, queries, plain, constants, codes, ends, id_codes, rows,
-    memory, inverses, seen,
-    b, programs, m, held,
-    IDS: tl.constexpr, ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, PLAIN: tl.constexpr, MAPPED: tl.constexpr,
-    NORM: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, NORMS: tl.constexpr,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """Sort anchors, which so many `programs` do, or with NORM see NORMS rows of the memory in the shade of that."""
-    program = tl.program_id(0)
-    if program < programs:
-        sort_anchors(
-            program, embeddings, labels, ids, own_rows, scale, shift,
-            ordered_labels, ordered_ids, ordered_rows, order, queries, plain, constants, codes, ends, id_codes, rows,
-            b, IDS, ROWS_OUT, AFFINE, PLAIN, COLUMNS, ROWS, WIDTH, PADDED,
-        )  # fmt: skip
-    elif NORM:
-        see_rows(program - programs, memory, scale, shift, inverses, seen, m, held, MAPPED, NORMS, WIDTH, PADDED)

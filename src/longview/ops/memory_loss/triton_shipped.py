@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from longview.ops.memory_loss.prepared import RAW_WIDTH, SHARE
+from longview.ops.memory_loss.prepared import POWERS, RAW_WIDTH, SHARE
 from longview.ops.memory_loss.triton_finish import DIMS, finish
 from longview.ops.memory_loss.triton_finish import ROWS as FINISHED
 from longview.ops.memory_loss.triton_match import (
@@ -15,6 +15,7 @@ from longview.ops.memory_loss.triton_match import (
     REGISTERS,
     SORT_REGISTERS,
     WARPS,
+    ZEROED,
     copy_rows,
     match_rows,
     prepare_anchors,
@@ -41,12 +42,12 @@ POINTERS = {
     "queries": "*bf16", "memory": "*bf16", "words": "*i64", "segment_words": "*i64", "labels": "*i64", "taken": "*u8",
     "ordered_labels": "*i64", "ordered_ids": "*i64", "ordered_rows": "*i64", "own_codes": "*i32", "codes": "*i32",
     "id_codes": "*i32", "rows": "*i32", "counts": "*i32", "ends": "*i32", "order": "*i32",
-    "wrongs": "*i32", "seen": "*bf16", "plain": "*bf16",
+    "wrongs": "*i32", "arrived": "*i32", "zeros": "*i32", "seen": "*bf16", "plain": "*bf16",
 }  # fmt: skip
 IN_WALK = {"own_ids": "*i32", "ids": "*i32", "own_rows": "*i32"}  # codes there, and what they stand for before
 BEFORE = {"own_ids": "*i64", "ids": "*i64", "own_rows": "*i64"}
 NUMBERS = ("factor", "u", "v", "given_sign", "rate_p", "rate_n", "margin", "sign", "weight")
-COUNTS = ("n", "m", "b", "per_split", "piece", "per_piece", "first", "held", "number", "before", "programs",
+COUNTS = ("n", "m", "b", "per_split", "piece", "per_piece", "first", "held", "number",
           "given_splits", "blocks_per_bit", "per_bit", "segments", "positive_splits", "negative_splits")  # fmt: skip
 
 
@@ -86,9 +87,9 @@ def of_walk(form: tuple[str, str, int], width: int, view: bool, divided: str = "
     norm = view and (gather or divided == "raw, ")
     constants = {
         "FORM": sums, "PAIRS": pairs, "SIGN": sign, "LESS": best and not gather, "GATHER": gather, "REDO": False,
-        "PIECES": piece, "SHARE": 1 if gather or piece else SHARE,
+        "PIECES": piece, "SHARE": 1 if piece or (gather and sums in POWERS) else SHARE,
         "IDS": False, "ROWS_OUT": False, "AFFINE": view and not piece, "NORM": norm,
-        "COUNT": not norm, "GRAD": not best,
+        "COUNT": not norm, "GRAD": not best, "EARLY": True, "ALONGSIDE": gather and sums != "pull",
         "SEGMENT": BLOCK, "ROWS": tile.rows, "ITEMS": min(tile.items, LISTED) if gather else tile.items,
         "WIDTH": width, "PADDED": width,
     }  # fmt: skip
@@ -107,8 +108,8 @@ def of_walk(form: tuple[str, str, int], width: int, view: bool, divided: str = "
 def of_finish(kind: str, width: int, view: bool) -> Shipped:
     """Return the kernel that joins the splits of one loss."""
     constants = {
-        "KIND": kind, "APART": kind == "contrastive", "AFFINE": view, "NORM": view, "SEEN": view, "SHARE": SHARE,
-        "GRAD": True,
+        "KIND": kind, "APART": kind == "contrastive", "AFFINE": view, "NORM": view, "SEEN": view,
+        "POSITIVE_SHARE": SHARE, "SHARE": SHARE, "TOTAL": True, "GRAD": True, "EARLY": True,
         "ROWS": FINISHED, "DIMS": min(DIMS, width), "WIDTH": width,
     }  # fmt: skip
     rows = {"pos_second": "*i32", "neg_second": "*i32"} if kind == "triplet" else {}
@@ -120,22 +121,22 @@ def of_match(width: int, view: bool) -> Shipped:
     constants = {
         "IDS": False, "ROWS_OUT": False, "MASKED": False, "AFFINE": view, "NORM": view, "STEPS": 9,
         "SEGMENT": 4 * BLOCK, "BLOCK": BLOCK, "ITEMS": TILES[width][0].items, "NORMS": NORM_VALUES // width,
-        "ZEROS": NORM_VALUES, "WIDTH": width, "PADDED": width,
+        "ZEROS": ZEROED, "EARLY": True, "WIDTH": width, "PADDED": width,
     }  # fmt: skip
     return _one("match", view, match_rows, constants, BEFORE, {"num_warps": WARPS, "maxnreg": REGISTERS})
 
 
 def of_copy(width: int) -> Shipped:
     """Return the kernel that makes a piece of rows as they are seen."""
-    constants = {"AFFINE": True, "REDO": True, "NORMS": NORM_VALUES // width, "WIDTH": width, "PADDED": width}
+    constants = {"AFFINE": True, "REDO": True, "NORMS": NORM_VALUES // width, "EARLY": True, "WIDTH": width,
+                 "PADDED": width}  # fmt: skip
     return _one("copy", True, copy_rows, constants, {})
 
 
 def of_anchors(width: int, view: bool) -> Shipped:
     """Return the kernel that sorts the anchors."""
-    constants = {"IDS": False, "ROWS_OUT": False, "AFFINE": view, "PLAIN": view, "MAPPED": view, "NORM": view,
-                 "COLUMNS": COLUMNS, "ROWS": 16, "NORMS": NORM_VALUES // width,
-                 "WIDTH": width, "PADDED": width}  # fmt: skip
+    constants = {"IDS": False, "ROWS_OUT": False, "AFFINE": view, "PLAIN": view, "COLUMNS": COLUMNS,
+                 "ROWS": 16, "EARLY": True, "WIDTH": width, "PADDED": width}  # fmt: skip
     return _one("anchors", view, prepare_anchors, constants, {**BEFORE, "rows": "*i32"}, {"maxnreg": SORT_REGISTERS})
 
 

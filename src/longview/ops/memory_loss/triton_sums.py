@@ -24,6 +24,7 @@ from longview.ops.memory_loss.triton_match import LEFT_OUT
 
 NOTHING = tl.constexpr(-1e30)  # below every exponent, and finite: a difference of two of it is a number
 NO_ROW = tl.constexpr(2147483647)
+UNROLL = tl.constexpr(8)  # splits whose sums are asked for at a time
 TOO_LARGE = tl.constexpr(1.2e30)  # a sum of powers that says that their exponents were not shifted enough
 
 
@@ -31,10 +32,10 @@ TOO_LARGE = tl.constexpr(1.2e30)  # a sum of powers that says that their exponen
 def join_powers(tops_Sn, totals_Sn, row, n, splits):
     """Return the largest exponent and the sum of 2^(exponent - largest) over all splits, (r,) each."""
     top_r = tl.full(row.shape, NOTHING, tl.float32)
-    for split in tl.range(0, splits):
+    for split in tl.range(0, splits, loop_unroll_factor=UNROLL):
         top_r = tl.maximum(top_r, tl.load(tops_Sn + split * n + row, mask=row < n, other=0.0))
     total_r = tl.zeros(row.shape, tl.float32)
-    for split in tl.range(0, splits):
+    for split in tl.range(0, splits, loop_unroll_factor=UNROLL):
         shrink_r = tl.exp2(tl.load(tops_Sn + split * n + row, mask=row < n, other=0.0) - top_r)
         total_r += tl.load(totals_Sn + split * n + row, mask=row < n, other=0.0) * shrink_r
     return top_r, total_r
@@ -51,7 +52,7 @@ def join_best(tops_Sn, rows_Sn, row, n, splits):
     """Return the largest x over all splits and its row of the memory, the first among equals, (r,) each."""
     top_r = tl.full(row.shape, float("-inf"), tl.float32)
     best_r = tl.full(row.shape, NO_ROW, tl.int32)
-    for split in tl.range(0, splits):
+    for split in tl.range(0, splits, loop_unroll_factor=UNROLL):
         value_r = tl.load(tops_Sn + split * n + row, mask=row < n, other=float("-inf"))
         place_r = tl.load(rows_Sn + split * n + row, mask=row < n, other=NO_ROW)
         better_r = ((value_r <= top_r) == 0) | ((value_r == top_r) & (place_r < best_r))

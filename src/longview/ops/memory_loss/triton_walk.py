@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from longview.ops.memory_loss.triton_match import LEFT_OUT
 from longview.ops.memory_loss.triton_sums import (
@@ -111,7 +112,7 @@ def walk_all(
             dot_rc = tl.where(taken_rc, dot_rc, float("-inf"))
         inverse_c = item_c
         if NORM:
-            inverse_c = tl.load(inverses + tl.minimum(item_c, m - 1))
+            inverse_c = tl.load(inverses + item_c)  # the last tile has all of its own, too
         first_r, second_r, third_r, mass_r, grad_rd = tile_sums(
             memory_cd, dot_rc, dot_rc, item_c, constant_r, inverse_c, given_r,
             first_r, second_r, third_r, mass_r, grad_rd, factor, u, v,
@@ -238,6 +239,7 @@ def walk(
     FORM: tl.constexpr, PAIRS: tl.constexpr, SIGN: tl.constexpr, LESS: tl.constexpr,
     GATHER: tl.constexpr, REDO: tl.constexpr, PIECES: tl.constexpr, SHARE: tl.constexpr, IDS: tl.constexpr,
     ROWS_OUT: tl.constexpr, AFFINE: tl.constexpr, NORM: tl.constexpr, COUNT: tl.constexpr, GRAD: tl.constexpr,
+    EARLY: tl.constexpr, ALONGSIDE: tl.constexpr,
     SEGMENT: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of one split of the memory for one block of anchors.
@@ -250,7 +252,14 @@ def walk(
     Powers of a slot are taken relative to the largest exponent of its first tile, which needs no rescaling.
     A second launch, with REDO, takes them relative to the largest so far where `wrongs`, which begin with zeros, say
     that this was too little.
+
+    With EARLY the walk waits for what came before it; with ALONGSIDE, when it needs nothing of the walk before it, at
+    its end, so that what waits for this one has waited for both.
     """
+    if EARLY:
+        if not ALONGSIDE:
+            gdc_wait()
+        gdc_launch_dependents()
     block, split = tl.program_id(0), tl.program_id(1)
     row = block * ROWS + tl.arange(0, ROWS)
     query_rd = load_rows(queries, row, n, WIDTH, PADDED)
@@ -298,3 +307,5 @@ def walk(
         else:
             own = written & (split % SHARE == 0)
             store_rows(base, tl.where(own, row, n), n, grad_rd, WIDTH, PADDED)
+    if EARLY and ALONGSIDE:
+        gdc_wait()
