@@ -5,13 +5,14 @@ In plain torch (`metric_learning.observe`) the same takes some seventy operation
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from longview.ops.kernels import on_device_of, padded_dim, why_no_triton
-from longview.ops.launch import alignment, launch
+from longview.ops.launch import Recipe, Step
 
 MAX_WIDTH = 2048  # the vectors of the state that a program holds in registers
 SUM_ROWS, SUM_DIMS = 32, 16  # anchors and dimensions of a program that sums
@@ -75,6 +76,29 @@ def why_not(values: Tensor) -> str | None:
     return why_no_triton(values.device)
 
 
+@functools.lru_cache(maxsize=64)
+def recipe_for(setting: Filter, b: int, width: int) -> Recipe:
+    """Return both launches for batches (b, d)."""
+    from longview.ops.drift_filter import triton_filter as kernels
+
+    padded = padded_dim(width)
+    blocks = -(-b // SUM_ROWS) if setting.sampled else 1
+    rows = max(1, STORED // padded)
+    first = Step(
+        kernels.sum_batch, (blocks, -(-width // SUM_DIMS)), ("values", "labels", "kept", "sums"), (b, setting.floor),
+        {"SAMPLED": setting.sampled, "ROWS": SUM_ROWS, "DIMS": SUM_DIMS, "WIDTH": width},
+    )  # fmt: skip
+    last = Step(
+        kernels.filter_moments, (1 if setting.anchor == "memory" else -(-b // rows), 1),
+        ("values", "sums", *Before._fields, "kept", "stored"), (b, blocks, setting.noise, setting.rate),
+        {"KIND": setting.kind, "ANCHOR": setting.anchor, "SQUARED": setting.squared, "SHARED": setting.shared,
+         "SAMPLED": setting.sampled, "LEARNED": setting.learned, "WEIGHED": setting.weighed,
+         "ROWS": rows, "WIDTH": width, "PADDED": padded},
+    )  # fmt: skip
+    sums = {"sums": (torch.float32, blocks * (2 * width + 1))}
+    return Recipe(("values", "labels", *Before._fields, "kept", "stored"), sums, [first, last])
+
+
 def filtered(setting: Filter, values: Tensor, labels: Tensor, state: Before) -> Filtered:
     """Return what a batch makes of the state; nothing that is given is changed. Bits do not depend on the run.
 
@@ -82,33 +106,20 @@ def filtered(setting: Filter, values: Tensor, labels: Tensor, state: Before) -> 
         setting: of the policy; every state but the first, which is the batch's.
         values: (b, d) float32 with b > 0. labels: (b,) int64.
     """
-    from longview.ops.drift_filter import triton_filter as kernels
-
     values, labels = values.contiguous(), labels.contiguous()
     state = Before(*(part.contiguous() for part in state))
     b, width = values.shape
-    padded = padded_dim(width)
-    blocks = -(-b // SUM_ROWS) if setting.sampled else 1
-    step, parts = 2 * width, 7 if setting.weighed else 4
-    # One allocation for all that is kept and one for what is not.
-    kept, sums = values.new_empty(parts * step + 2), values.new_empty(blocks * (step + 1))
+    pair = 2 * width
+    # One allocation for all that is kept.
+    sizes = [pair] * 5 + [2 * pair, 2] if setting.weighed else [pair] * 4 + [2]
+    kept = values.new_empty(sum(sizes))
     stored = values if setting.anchor == "memory" else torch.empty_like(values)
-    rows = max(1, STORED // padded)
-    name = (alignment(values), alignment(labels), *map(alignment, state))
+    recipe = recipe_for(setting, b, width)
     with on_device_of(values):
-        launch(
-            kernels.sum_batch, (blocks, -(-width // SUM_DIMS)), name[:2],
-            (values, labels, kept, sums, b, setting.floor),
-            {"SAMPLED": setting.sampled, "ROWS": SUM_ROWS, "DIMS": SUM_DIMS, "WIDTH": width},
-        )  # fmt: skip
-        launch(
-            kernels.filter_moments, (1 if setting.anchor == "memory" else -(-b // rows), 1), name,
-            (values, sums, *state, kept, stored, b, blocks, setting.noise, setting.rate),
-            {"KIND": setting.kind, "ANCHOR": setting.anchor, "SQUARED": setting.squared, "SHARED": setting.shared,
-             "SAMPLED": setting.sampled, "LEARNED": setting.learned, "WEIGHED": setting.weighed,
-             "ROWS": rows, "WIDTH": width, "PADDED": padded},
-        )  # fmt: skip
-    vectors = kept[:-2].view(parts, 2, width)
-    surprise, evidence = (vectors[4], vectors[5:7]) if setting.weighed else (state.surprise, state.evidence)
-    moments, error, gain, own = vectors[:4].unbind()
-    return Filtered(moments, error, gain, own, surprise, evidence, kept[-2:].view(2, 1), stored)
+        recipe.run(recipe.room(values.device), (values, labels, *state, kept, stored))
+    parts = kept.split_with_sizes(sizes)
+    moments, error, gain, own = (part.view(2, width) for part in parts[:4])
+    surprise, evidence = state.surprise, state.evidence
+    if setting.weighed:
+        surprise, evidence = parts[4].view(2, width), parts[5].view(2, 2, width)
+    return Filtered(moments, error, gain, own, surprise, evidence, parts[-1].view(2, 1), stored)
