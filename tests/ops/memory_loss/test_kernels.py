@@ -232,7 +232,8 @@ def test_kernels_are_taken_on_a_gpu_with_a_small_memory() -> None:
     assert backend_for(z.cpu(), memory.cpu().bfloat16(), None) == "blocked"
     if DEVICE == "cuda":
         assert backend_for(z, memory.bfloat16(), None) == "triton"
-        assert backend_for(z, memory, None) == "blocked"
+        assert backend_for(z, memory, None) == "reference"
+        assert backend_for(z, memory.repeat(1 << 14, 1), None) == "blocked"
 
 
 WALKS = [

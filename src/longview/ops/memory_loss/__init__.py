@@ -84,7 +84,8 @@ def memory_loss(
         reduction: `mean_per_anchor` divides the sum by b; `mean_active` by the number of anchors with a loss above
             0, and for the contrastive loss positive and negative pairs apart, each by the number of pairs with a
             loss; `sum`; `none` returns the loss of each anchor, (b,).
-        backend: `blocked`, `triton` or `reference` (dense); None = kernels on a GPU with a 2-byte memory, else tiles.
+        backend: `blocked`, `triton` or `reference` (dense); None = tiles, but on a GPU kernels for a 2-byte memory and
+            dense products of up to a million pairs.
         check_finite: look for NaN and infinity in both sides first, which waits for the device.
 
     Gradients reach `embeddings`, and `reference` where it asks for them (a batch against itself; neither `affine`
@@ -124,9 +125,10 @@ def memory_loss(
     if chosen == "blocked":
         losses = BlockedMemoryLoss.apply(embeddings, reference, pairs, loss, view, apart, None)  # type: ignore[no-untyped-call]
         return losses.sum() if apart else _reduce(losses, reduction)
-    if isinstance(loss, ContrastiveLoss) and apart:
-        return dense.active_mean(dense.similarities(embeddings, reference, view), *dense.masks(pairs), loss)
-    return _reduce(dense.anchor_losses(embeddings, reference, pairs, loss, view), reduction)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        if isinstance(loss, ContrastiveLoss) and apart:
+            return dense.active_mean(dense.similarities(embeddings, reference, view), *dense.masks(pairs), loss)
+        return _reduce(dense.anchor_losses(embeddings, reference, pairs, loss, view), reduction)
 
 
 def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:

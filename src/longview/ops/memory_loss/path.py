@@ -14,12 +14,13 @@ from longview.ops.kernels import why_no_triton
 Backend = Literal["blocked", "triton", "reference"]
 BACKENDS: tuple[Backend, ...] = ("blocked", "triton", "reference")
 MAX_WIDTH = 512  # the registers of a program hold no wider accumulator
+DENSE_PAIRS = 1 << 20  # on a GPU so few, a batch against itself, take longer to launch in tiles than to compute
 
 
 def backend_for(embeddings: Tensor, reference: Tensor, backend: Backend | None) -> Backend:
     """Return `backend`, or where it is None the one for these tensors: kernels on a GPU with a 2-byte memory.
 
-    Float32 products stay with the vendor's library, which has faster ones.
+    Float32 products stay with the vendor's library, which has faster ones; there few pairs are compared densely.
 
     Raises:
         InputError: kernels where they cannot run, with the reason; an unknown backend.
@@ -32,8 +33,11 @@ def backend_for(embeddings: Tensor, reference: Tensor, backend: Backend | None) 
             raise InputError(f"backend='triton' cannot be used here: {reason}")
     if backend is not None:
         return backend
-    fast = reference.is_cuda and reference.dtype in (torch.bfloat16, torch.float16)
-    return "triton" if fast and why_not(embeddings, reference) is None else "blocked"
+    if not reference.is_cuda:
+        return "blocked"
+    if reference.dtype in (torch.bfloat16, torch.float16) and why_not(embeddings, reference) is None:
+        return "triton"
+    return "reference" if len(embeddings) * len(reference) <= DENSE_PAIRS else "blocked"
 
 
 def why_not(embeddings: Tensor, reference: Tensor) -> str | None:

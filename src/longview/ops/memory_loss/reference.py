@@ -53,7 +53,7 @@ def similarities(embeddings: Tensor, reference: Tensor, view: View) -> Tensor:
     """Return (b, m) inner products with the memory as `view` shows it."""
     embeddings, reference = (side if side.dtype == torch.float64 else side.float() for side in (embeddings, reference))
     if view.scale is not None and view.shift is not None:
-        reference = reference * view.scale + view.shift
+        reference = reference * view.scale.detach() + view.shift.detach()
     if view.renormalise:
         reference = functional.normalize(reference, dim=1, eps=TINY)
     return embeddings @ reference.mT
