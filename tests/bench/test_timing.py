@@ -13,11 +13,14 @@ from longview.ops.attention import MaskSpec
 from tests.bench.written import read_written
 
 
-def test_providers_take_turns_and_each_begins_a_round() -> None:
+def test_providers_take_turns_each_first_and_each_after_every_other() -> None:
     calls: list[str] = []
-    timings = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3, warm_up=0)  # type: ignore[misc]
-    assert calls == list("abcbcacab")
-    assert {t.rounds for t in timings.values()} == {3}
+    timings = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=20, warm_up=0)  # type: ignore[misc]
+    rounds = [calls[first : first + 3] for first in range(0, 60, 3)]
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert {one[0] for one in rounds} == {"a", "b", "c"}
+    assert {(one[k], one[k + 1]) for one in rounds for k in (0, 1)} == {(a, b) for a in "abc" for b in "abc" if a != b}
+    assert {t.rounds for t in timings.values()} == {20}
 
 
 def test_warm_up_rounds_are_called_but_not_counted() -> None:

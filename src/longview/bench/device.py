@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ def require_gpu(what: str) -> torch.device:
 def device_interleaved(
     providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 3
 ) -> dict[str, Timing]:
-    """Call every provider once a round, each round beginning with another one; return seconds on the device.
+    """Call every provider once a round, in an order of its own; return seconds on the device.
 
     The host runs ahead of the device, so that a provider's launches are not part of its time unless it waits for
     them. `warm_up` rounds, where kernels are compiled, are not counted.
@@ -45,15 +46,14 @@ def device_turns(
     """Return the seconds of every round of each provider; see `device_interleaved`."""
     if rounds < 1:
         raise InputError(f"rounds={rounds}: at least 1")
-    names = list(providers)
+    names, order = list(providers), random.Random(0)
     # An event is made when it is first recorded, which can take the host longer than a launch.
     events = {name: [(_event(), _event()) for _ in range(rounds)] for name in names}
     spare = _event(), _event()
     for turn in range(-warm_up, rounds):
-        first = turn % max(len(names), 1)
         if turn <= 0:
             torch.cuda.synchronize()
-        for name in names[first:] + names[:first]:
+        for name in order.sample(names, len(names)):  # what came before slows a call, by what it left in caches
             begin, end = events[name][turn] if turn >= 0 else spare
             begin.record()
             providers[name]()

@@ -7,6 +7,7 @@ ratios of medians of one run hold where ratios between runs do not.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Timing:
 def interleaved(
     providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Call every provider once a round, each round beginning with another one, and return their timings.
+    """Call every provider once a round, in an order of its own, and return their timings.
 
     A provider does its work before it returns (on a GPU it synchronises). `warm_up` rounds are not counted.
 
@@ -68,10 +69,9 @@ def turns(
     if rounds < 1:
         raise InputError(f"rounds={rounds}: at least 1")
     seconds: dict[str, list[float]] = {name: [] for name in providers}
-    names = list(providers)
+    names, order = list(providers), random.Random(0)
     for turn in range(-warm_up, rounds):
-        first = turn % max(len(names), 1)
-        for name in names[first:] + names[:first]:
+        for name in order.sample(names, len(names)):  # what came before slows a call, by what it left in caches
             begin = time.perf_counter()
             providers[name]()
             spent = time.perf_counter() - begin

@@ -89,7 +89,7 @@ def memory_loss(
         check_finite: look for NaN and infinity in both sides first, which waits for the device.
 
     Gradients reach `embeddings`, and `reference` where it asks for them (a batch against itself; neither `affine`
-    nor `renormalise` then). There is no second derivative.
+    nor `renormalise` then). Tiles and kernels have no second derivative.
 
     Example:
         >>> z = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), dim=1)

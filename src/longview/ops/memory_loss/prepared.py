@@ -31,6 +31,7 @@ PROCESSORS = 132  # multiprocessors of an H100 or H200; fixed, so that bits do n
 PARTIALS = 14 << 20  # bytes of partial gradients of both walks together, or as many as LEAST_SPLITS take
 LEAST_SPLITS = 12
 POSITIVE_SLOTS = 8
+EARLY_WIDTH = 128  # from here on, registers let no more walks on a processor than are meant for it
 RAW_WIDTH = 512  # from here on, similarities are divided by the norms of rows, and not the rows
 SHARE = 2  # splits of a walk that add their gradients in one slot
 PREPARED = 16  # anchors that a program prepares
@@ -232,6 +233,9 @@ class Prepared:
         memory = "seen" if seen or (case.divided and not self.norm) else "memory"
         # The number of pairs over a margin is also the sum of their weights, but for rows that are divided by norms.
         count = case.reduction == "apart" or not self.norm or seen
+        # Where a processor has room for more programs than are meant for it, those that begin early crowd on the first
+        # that are free: there they begin when all are.
+        early = case.early and form.sums != "best" and self.sizes["PADDED"] >= EARLY_WIDTH and not self.wide
         for redo, piece in itertools.product((False, True) if restarts(form) else (False,), pieces):
             if len(pieces) > 1 and (redo or piece > 0):
                 yield self._copy(piece, walk, redo)
@@ -246,10 +250,10 @@ class Prepared:
                  "LESS": form.sums == "best" and not gather and before is not walk, "GATHER": gather, "REDO": redo,
                  "PIECES": piece > 0, "SHARE": walk.share, "IDS": case.ids, "ROWS_OUT": case.positions,
                  "AFFINE": self.affine and not seen, "NORM": self.norm and not seen, "COUNT": count,
-                 "GRAD": self.buffers[walk.sums()[-1]][1] > 0, "EARLY": case.early, "ALONGSIDE": alongside,
+                 "GRAD": self.buffers[walk.sums()[-1]][1] > 0, "EARLY": early, "ALONGSIDE": alongside,
                  "SEGMENT": self.segment, "ROWS": self.tile.rows,
                  "ITEMS": min(self.tile.items, triton_walk.LISTED) if gather else self.tile.items, **self.sizes},
-                **triton_walk.options(self.tile, self.per_processor, gather), **self.early,
+                **triton_walk.options(self.tile, self.per_processor, gather), **(self.early if early else {}),
             )  # fmt: skip
 
     def _copy(self, piece: int, walk: Walk, redo: bool) -> Step:
