@@ -22,7 +22,7 @@ import torch
 
 from longview.ops.kernels import padded_dim
 from longview.ops.launch import Recipe, Step, firsts_of
-from longview.ops.memory_loss import triton_finish, triton_match, triton_walk
+from longview.ops.memory_loss import triton_finish, triton_match, triton_walk, walk_tiles
 from longview.ops.memory_loss.forms import Form, Plan
 from longview.ops.softmax_loss.numerics import LOG2_E
 from longview.ops.softmax_loss.triton_tile import Tile
@@ -31,7 +31,6 @@ PROCESSORS = 132  # multiprocessors of an H100 or H200; fixed, so that bits do n
 PARTIALS = 14 << 20  # bytes of partial gradients of both walks together, or as many as LEAST_SPLITS take
 LEAST_SPLITS = 12
 POSITIVE_SLOTS = 8
-EARLY_WIDTH = 128  # from here on, registers let no more walks on a processor than are meant for it
 RAW_WIDTH = 512  # from here on, similarities are divided by the norms of rows, and not the rows
 SHARE = 2  # splits of a walk that add their gradients in one slot
 PREPARED = 16  # anchors that a program prepares
@@ -110,7 +109,7 @@ class Prepared:
         self.case = case
         self.wide = case.memory not in (torch.bfloat16, torch.float16)
         padded = padded_dim(case.width)
-        self.tile, self.per_processor = case.tile or triton_walk.tile_for(padded, self.wide)
+        self.tile, self.per_processor = case.tile or walk_tiles.tile_for(padded, self.wide)
         self.sizes = {"WIDTH": case.width, "PADDED": padded}
         self.early = {"launch_pdl": True} if case.early else {}
         self.blocks = -(-case.n // self.tile.rows)
@@ -233,9 +232,7 @@ class Prepared:
         memory = "seen" if seen or (case.divided and not self.norm) else "memory"
         # The number of pairs over a margin is also the sum of their weights, but for rows that are divided by norms.
         count = case.reduction == "apart" or not self.norm or seen
-        # Where a processor has room for more programs than are meant for it, those that begin early crowd on the first
-        # that are free: there they begin when all are.
-        early = case.early and form.sums != "best" and self.sizes["PADDED"] >= EARLY_WIDTH and not self.wide
+        early = case.early and walk_tiles.may_begin_early(form.sums, self.sizes["PADDED"], self.wide)
         for redo, piece in itertools.product((False, True) if restarts(form) else (False,), pieces):
             if len(pieces) > 1 and (redo or piece > 0):
                 yield self._copy(piece, walk, redo)
@@ -252,8 +249,8 @@ class Prepared:
                  "AFFINE": self.affine and not seen, "NORM": self.norm and not seen, "COUNT": count,
                  "GRAD": self.buffers[walk.sums()[-1]][1] > 0, "EARLY": early, "ALONGSIDE": alongside,
                  "SEGMENT": self.segment, "ROWS": self.tile.rows,
-                 "ITEMS": min(self.tile.items, triton_walk.LISTED) if gather else self.tile.items, **self.sizes},
-                **triton_walk.options(self.tile, self.per_processor, gather), **(self.early if early else {}),
+                 "ITEMS": min(self.tile.items, walk_tiles.LISTED) if gather else self.tile.items, **self.sizes},
+                **walk_tiles.options(self.tile, self.per_processor, gather), **(self.early if early else {}),
             )  # fmt: skip
 
     def _copy(self, piece: int, walk: Walk, redo: bool) -> Step:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from longview.ops.memory_loss.forms import Sums
+from longview.ops.memory_loss.pairs import Kind
 from longview.ops.memory_loss.prepared import POWERS, RAW_WIDTH, SHARE
 from longview.ops.memory_loss.triton_finish import DIMS, finish
 from longview.ops.memory_loss.triton_finish import ROWS as FINISHED
@@ -20,10 +22,11 @@ from longview.ops.memory_loss.triton_match import (
     match_rows,
     prepare_anchors,
 )
-from longview.ops.memory_loss.triton_walk import LISTED, TILES, options, walk
+from longview.ops.memory_loss.triton_walk import walk
+from longview.ops.memory_loss.walk_tiles import LISTED, TILES, may_begin_early, options
 
 Shipped = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]
-FORMS = (  # as `forms.plan_of` makes them: sums, pairs, sign
+FORMS: tuple[tuple[Sums, Kind, int], ...] = (  # as `forms.plan_of` makes them: sums, pairs, sign
     ("margin", "negative", 1),
     ("power", "negative", 1),
     ("power", "all", 1),
@@ -76,7 +79,7 @@ def _of_norms(width: int) -> Iterator[Shipped]:
         yield from (of_walk(form, width, True, "raw, ") for form in FORMS if form[1] != "positive")
 
 
-def of_walk(form: tuple[str, str, int], width: int, view: bool, divided: str = "") -> Shipped:
+def of_walk(form: tuple[Sums, Kind, int], width: int, view: bool, divided: str = "") -> Shipped:
     """Return a walk over a memory as it is; with `view` with moment matching, and over positives with norms, too.
 
     Negatives are `divided` by norms as a `piece` of rows as they are seen, or as `raw` rows.
@@ -89,7 +92,8 @@ def of_walk(form: tuple[str, str, int], width: int, view: bool, divided: str = "
         "FORM": sums, "PAIRS": pairs, "SIGN": sign, "LESS": best and not gather, "GATHER": gather, "REDO": False,
         "PIECES": piece, "SHARE": 1 if piece or (gather and sums in POWERS) else SHARE,
         "IDS": False, "ROWS_OUT": False, "AFFINE": view and not piece, "NORM": norm,
-        "COUNT": not norm, "GRAD": not best, "EARLY": True, "ALONGSIDE": gather and sums != "pull",
+        "COUNT": not norm, "GRAD": not best,
+        "EARLY": may_begin_early(sums, width, wide=False), "ALONGSIDE": gather and sums != "pull",
         "SEGMENT": BLOCK, "ROWS": tile.rows, "ITEMS": min(tile.items, LISTED) if gather else tile.items,
         "WIDTH": width, "PADDED": width,
     }  # fmt: skip
