@@ -37,6 +37,6 @@ def may_begin_early(sums: Sums, padded: int, wide: bool) -> bool:
     """Return whether a walk may begin while the kernel before it ends.
 
     Where a multiprocessor has room for more programs than are meant for it, those that begin early crowd on the first
-    ones that are free, and the others idle. There a walk begins when all are free, which takes turns.
+    ones that are free, and the others idle. There a walk begins when all are free, and its programs are dealt evenly.
     """
     return sums != "best" and padded >= EARLY_WIDTH and not wide
