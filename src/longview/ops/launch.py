@@ -120,19 +120,24 @@ class Recipe:
         pointers = given + [base + first for first in self._offsets]
         stream = _stream(device)
         for step, places in zip(self.steps[steps], self._places[steps], strict=True):
-            start = step.starts.get(form)
-            if start is None:
-                self._first(step, room, tensors, form)
-            else:
+            start = step.starts.get(form) or self._first(step, room, tensors, form)
+            if start is not None:
                 start(step.grid, stream, (*[pointers[place] for place in places], *step.rest))
 
-    def _first(self, step: Step, room: Tensor, tensors: Sequence[Tensor], form: Hashable) -> None:
-        """Launch a step as Triton does, which compiles it."""
+    def _first(self, step: Step, room: Tensor, tensors: Sequence[Tensor], form: Hashable) -> Start | None:
+        """Return what launches a step from now on; None where that had to be compiled, and was launched with it."""
         given = dict(zip(self.inputs, tensors, strict=True))
         args = [given[name] if name in given else self.buffer(room, name) for name in step.pointers]
-        compiled = step.kernel[step.grid](*args, *step.numbers, **step.constants, **step.options)
-        if compiled is not None:
-            step.starts[form] = start_of(compiled)
+        dtypes = tuple(arg.dtype for arg in args)
+        name = (step.kernel.fn, form, dtypes, *step.constants.values(), *step.options.values())
+        start = _starts.get(name)  # of another recipe, perhaps, whose kernel is the same
+        if start is None:
+            compiled = step.kernel[step.grid](*args, *step.numbers, **step.constants, **step.options)
+            if compiled is not None:
+                step.starts[form] = _starts[name] = start_of(compiled)
+            return None
+        step.starts[form] = start
+        return start
 
 
 def firsts_of(buffers: Mapping[str, tuple[torch.dtype, int]]) -> dict[str, int]:
