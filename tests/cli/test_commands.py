@@ -167,6 +167,12 @@ def test_an_interrupted_training_says_where_the_checkpoint_is(
     assert result.stderr == "the checkpoint is in there\n"
 
 
+def test_reranking_is_of_images(longview: Longview, trained: TrainedRun) -> None:
+    done = longview("evaluate", trained.run, "--rerank")
+    assert done.exit_code == 2
+    assert "--rerank is of runs on images" in done.stderr
+
+
 def test_evaluate_with_seen_items_kept_in(longview: Longview, trained: TrainedRun) -> None:
     shown = {
         option: json.loads(longview("evaluate", trained.run, "--json", *option).stdout)["reports"]

@@ -48,6 +48,18 @@ def test_evaluate_gives_the_figures_of_training(longview: Longview, run: Path) -
     assert validation["reports"] == [result["validation"]]
 
 
+def test_evaluate_also_reranks(longview: Longview, run: Path) -> None:
+    plain = json.loads(longview("evaluate", run, "--no-baselines", "--json").stdout)["reports"]
+    own, reranked = json.loads(longview("evaluate", run, "--no-baselines", "--rerank", "--json").stdout)["reports"]
+    assert [own] == plain
+    assert reranked["name"] == f"{own['name']}, re-ranked"
+    assert "k-reciprocal re-ranking" in reranked["protocol"]
+    assert reranked["metrics"].keys() == own["metrics"].keys()
+    assert "re-ranking" not in own["protocol"]
+    shown = longview("evaluate", run, "--no-baselines", "--rerank").stdout
+    assert "re-ranked" in shown
+
+
 def test_resume_takes_the_configuration_of_the_run(longview: Longview, run: Path, data: Path) -> None:
     done = longview("train", data, "--out", run, "--resume", "--set", "loop.epochs=3", "--json")
     assert done.exit_code == 0, done.stderr

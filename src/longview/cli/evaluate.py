@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from longview.cli.output import emit_json, note, say
+from longview.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ def evaluate_command(
         str | None,
         typer.Option(metavar="fp8", help="Also evaluate with 8-bit products, emulated on a CPU: their drift."),
     ] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Images: also order by k-reciprocal re-ranking.")] = False,
 ) -> None:
     """Show how good the model is at what it was trained for, beside the baselines.
 
@@ -60,8 +62,10 @@ def evaluate_command(
 
     if is_image_run(run):
         refuse(include_seen=include_seen, tables=tables, precision=precision)
-        evaluate_on_images(run, split, baselines=baselines, data=data, device=device, json=json)
+        evaluate_on_images(run, split, baselines=baselines, data=data, device=device, json=json, rerank=rerank)
         return
+    if rerank:
+        raise InputError("--rerank is of runs on images, and this one is on logs: leave it out")
     recommender = Recommender.load(run, data=data, device=device)
     loaded = recommender.run
     assert loaded is not None, "it has just been loaded"

@@ -52,25 +52,29 @@ def train_on_images(
     say(f"\nThe result card is {out / 'card.md'}. Next:\n  longview embed {out} IMAGES --out vectors.parquet")
 
 
-def evaluate_on_images(run: Path, split: str, *, baselines: bool, data: Path | None, device: str, json: bool) -> None:
-    """Show the retrieval of the encoder in `run` on one split of its data set."""
+def evaluate_on_images(
+    run: Path, split: str, *, baselines: bool, data: Path | None, device: str, json: bool, rerank: bool
+) -> None:
+    """Show the retrieval of the encoder in `run` on one split of its data set; with `rerank` also re-ranked."""
+    from longview.evaluation.retrieval import RerankConfig
     from longview.training.devices import device_named
     from longview.training.images import load_image_run
-    from longview.training.images.report import pixel_baseline, report_of
+    from longview.training.images.report import pixel_baseline, reports_of
 
     place = device_named(device)
     loaded = load_image_run(run, device=place)
     images = loaded.open_images(data)
-    own = report_of(loaded.encoder, images, loaded.framing, loaded.config, split, device=place)
+    chosen = RerankConfig() if rerank else None
+    own = reports_of(loaded.encoder, images, loaded.framing, loaded.config, split, device=place, rerank=chosen)
     others: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     if baselines and split == "test":
         note("evaluating pixels")
         others, skipped = pixel_baseline(images, loaded.framing, loaded.config)
     if json:
-        emit_json({"reports": [own, *others], "skipped": skipped})
+        emit_json({"reports": [*own, *others], "skipped": skipped})
         return
-    _show([own, *others], skipped)
+    _show([*own, *others], skipped)
 
 
 def refuse(**given: object) -> None:

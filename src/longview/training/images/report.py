@@ -16,6 +16,7 @@ from longview.errors import InputError, suggestion
 from longview.evaluation.gallery import draw_gallery, gallery_rows
 from longview.evaluation.retrieval import (
     Embedded,
+    RerankConfig,
     RetrievalConfig,
     RetrievalRanks,
     evaluate_retrieval,
@@ -57,13 +58,48 @@ def report_of(
     Raises:
         InputError: no such split, or one without images.
     """
-    queries, gallery = views_of(images, config, which)
-    ours = embed_view(encoder, queries, framing, config.data, device)
-    theirs = None if gallery is None else embed_view(encoder, gallery, framing, config.data, device)
+    ours, theirs = embedded_of(encoder, images, framing, config, which, device)
     report, ranks = _report(config.name, images, config, which, ours, theirs)
     if picture is not None and config.evaluation.gallery_queries and find_spec("matplotlib") is not None:
         _draw(picture, images, framing, ranks, ours, theirs or ours, report, config.evaluation.gallery_queries)
     return report
+
+
+def reports_of(
+    encoder: ImageEncoder,
+    images: ImageSet,
+    framing: Framing,
+    config: ImageRunConfig,
+    which: str,
+    *,
+    device: torch.device,
+    rerank: RerankConfig | None = None,
+) -> list[dict[str, Any]]:
+    """Return the report that `report_of` makes, and one of the same vectors ordered by k-reciprocal re-ranking.
+
+    Raises:
+        InputError: as `report_of`, or re-ranking of queries that are also in a gallery of their own.
+    """
+    ours, theirs = embedded_of(encoder, images, framing, config, which, device)
+    reports = [_report(config.name, images, config, which, ours, theirs)[0]]
+    if rerank is not None:
+        name = f"{config.name}, re-ranked"
+        reports.append(_report(name, images, config, which, ours, theirs, rerank=rerank)[0])
+    return reports
+
+
+def embedded_of(
+    encoder: ImageEncoder,
+    images: ImageSet,
+    framing: Framing,
+    config: ImageRunConfig,
+    which: str,
+    device: torch.device,
+) -> tuple[Embedded, Embedded | None]:
+    """Return the vectors of a split's queries and of their gallery; None is leave-one-out."""
+    queries, gallery = views_of(images, config, which)
+    ours = embed_view(encoder, queries, framing, config.data, device)
+    return ours, None if gallery is None else embed_view(encoder, gallery, framing, config.data, device)
 
 
 def views_of(images: ImageSet, config: ImageRunConfig, which: str) -> tuple[ImageView, ImageView | None]:
@@ -139,11 +175,12 @@ def _report(
     queries: Embedded,
     gallery: Embedded | None,
     similarity: Literal["cosine", "euclidean"] = "cosine",
+    rerank: RerankConfig | None = None,
 ) -> tuple[dict[str, Any], RetrievalRanks]:
     evaluation = config.evaluation
     settings = RetrievalConfig(
-        recall_at=evaluation.recall_at, resamples=evaluation.resamples, similarity=similarity
-    )  # fmt: skip
+        recall_at=evaluation.recall_at, resamples=evaluation.resamples, similarity=similarity, rerank=rerank
+    )
     ranks = rank_retrieval(queries, gallery, settings)
     words = protocol(queries, gallery, settings)
     report = retrieval_report(ranks, settings.recall_at, words, resamples=settings.resamples)
