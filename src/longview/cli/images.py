@@ -116,5 +116,8 @@ def _show(reports: Sequence[dict[str, Any]], skipped: dict[str, str]) -> None:
         low, high = own["intervals"]["map@r"]
         say(f"MAP@R of {own['name']}: 95 % interval over queries {low:.4f} to {high:.4f}")
     say(f"{own['split']}: {own['protocol']}")
+    for report in reports[1:]:
+        if report["protocol"] != own["protocol"]:
+            say(f"{report['name']}: {report['protocol']}")
     for name, reason in skipped.items():
         note(f"{name} skipped: {reason}")
