@@ -24,6 +24,7 @@ POLICIES: list[dict[str, Any]] = [
     {"drift": {"kind": "axbn"}, "order": "enqueue-first"},
     {"drift": {"kind": "axbn"}, "age_limit": 2},
     {"drift": {"kind": "xbn"}, "space": "before-l2"},
+    {"drift": {"kind": "axbn"}, "storage": "float64"},
 ]
 
 

@@ -303,6 +303,20 @@ class TestRefused:
             torch.autograd.grad(value, z, create_graph=True)
 
 
+@pytest.mark.parametrize("own", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float64])
+@every_loss
+def test_tiles_and_dense_products_take_two_dtypes_alike(name: str, stored: torch.dtype, own: torch.dtype) -> None:
+    z, labels, memory, memory_labels = problem(6, 40, 8)
+    options = options_of(6, 40, 8)["affine, renormalise"] | {"loss": LOSSES[name]}
+    given = z.to(own), labels, memory.to(stored), memory_labels
+    dense, tiles = (value_and_gradient(given, backend=backend, **options) for backend in ("reference", "blocked"))
+    assert [x.dtype for x in dense] == [x.dtype for x in tiles]
+    # Similarities of a bfloat16 memory may be rounded to its dtype, as its products are.
+    bound = 2e-2 if torch.bfloat16 in (own, stored) else 3e-5
+    assert_close(dense, tuple(x.double() for x in tiles), bound, bound)
+
+
 def test_without_gradients_none_is_made() -> None:
     given = problem(4, 6, 5)
     for name, loss in LOSSES.items():

@@ -46,7 +46,7 @@ class Case(NamedTuple):
     """What the launches of a loss depend on, but for where its tensors lie.
 
     n, m, width: anchors, rows of the memory, values of each.
-    embeddings, memory: their dtypes.
+    embeddings, memory: their dtypes; the memory's is float32 where it does not have two bytes.
     reduction: `mean`, `sum`, `apart` (the contrastive loss over active pairs) or `none`.
     gradient: the anchors want one.
     mapped: dtypes of scale and shift, where rows are mapped.
@@ -152,15 +152,15 @@ class Prepared:
         """Return all buffers; those that begin with zeros are neighbours."""
         case, (n, m, d) = self.case, self.case[:3]
         ids, positions, int32, int64, float32 = case.ids, case.positions, torch.int32, torch.int64, torch.float32
-        seen = case.memory if not self.wide else float32
         buffers: Buffers = {
             "order": (int32, n), "own_codes": (int32, n), "ends": (int32, n), "own_id_codes": (int32, n * ids),
             "own_places": (int32, n * positions), "codes": (int32, m), "rows": (int32, m), "id_codes": (int32, m * ids),
             "counts": (int32, self.segments), "ordered_labels": (int64, n), "ordered_ids": (int64, n * ids),
             "ordered_rows": (int64, n * positions), "words": (int64, self.tiles),
             "segment_words": (int64, self.segments), "constants": (float32, n * self.affine),
-            "inverses": (float32, self.to_see * self.norms), "queries": (seen, n * d),
-            "plain": (seen, n * d * (self.pieced and self.affine)), "seen": (seen, self.held * d),
+            "inverses": (float32, self.to_see * self.norms), "queries": (case.memory, n * d),
+            "plain": (case.memory, n * d * (self.pieced and self.affine)),
+            "seen": (case.memory, self.held * d),
         }  # fmt: skip
         zeros: Buffers = {"arrived": (int32, 1)}
         for walk in (self.negatives, self.positives):

@@ -16,6 +16,7 @@ from longview.ops.memory_loss.losses import (
     TripletLoss,
 )
 from longview.ops.memory_loss.pairs import Pairs, View
+from longview.ops.softmax_loss.numerics import accumulation_dtype
 
 TINY = 1e-12  # least norm that a row is divided by
 
@@ -51,9 +52,10 @@ def anchor_losses(embeddings: Tensor, reference: Tensor, pairs: Pairs, loss: Pai
 
 def similarities(embeddings: Tensor, reference: Tensor, view: View) -> Tensor:
     """Return (b, m) inner products with the memory as `view` shows it."""
-    embeddings, reference = (side if side.dtype == torch.float64 else side.float() for side in (embeddings, reference))
+    wide = accumulation_dtype(torch.promote_types(embeddings.dtype, reference.dtype))
+    embeddings, reference = embeddings.to(wide), reference.to(wide)
     if view.scale is not None and view.shift is not None:
-        reference = reference * view.scale.detach() + view.shift.detach()
+        reference = reference * view.scale.detach().to(wide) + view.shift.detach().to(wide)
     if view.renormalise:
         reference = functional.normalize(reference, dim=1, eps=TINY)
     return embeddings @ reference.mT
