@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,60 @@ def recipe(n: int) -> Any:
     first = Step(add, (-(-n // 16), 1), ("x", "more"), (n, 1.0), {"BLOCK": 16})
     last = Step(double, (-(-n // 16), 1), ("more", "y"), (n,), {"BLOCK": 16}, num_warps=1)
     return Recipe(("x", "y"), {"spare": (torch.int32, 3), "more": (torch.float32, n)}, [first, last])
+
+
+class Compiled:
+    """What Triton returns for a kernel that it compiled, of a release whose launcher nobody knows."""
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self.calls = calls
+        self.run = SimpleNamespace(global_scratch_size=1, profile_scratch_size=0)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *args, stream: self.calls.append((grid, *args, stream))
+
+
+class Kernel:
+    """A kernel that notes how often it is compiled, and what it is launched with afterwards."""
+
+    def __init__(self) -> None:
+        self.compiled: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self.fn = object()
+
+    def __getitem__(self, grid: tuple[int, int]) -> Any:
+        def launch(*args: Any, **constants: Any) -> Compiled:
+            self.compiled.append(args)
+            return Compiled(self.calls)
+
+        return launch
+
+
+@runs_kernels
+def test_recipes_share_what_is_compiled_and_give_pointers_as_numbers() -> None:
+    from longview.ops.launch import Recipe, Step
+
+    kernel, x, halves = Kernel(), torch.zeros(8), torch.zeros(8, dtype=torch.bfloat16)
+    made = [
+        Recipe(("x",), {"more": (torch.float32, n)}, [Step(kernel, (n, 1), ("more", "x"), (n,), {"B": 4}, num_warps=1)])
+        for n in (3, 9)
+    ]
+    rooms = [one.room(x.device) for one in made]
+    made[0].run(rooms[0], (x,))
+    assert [arg.dtype for arg in kernel.compiled[0][:2]] == [torch.float32, torch.float32]
+    made[0].run(rooms[0], (x,))
+    made[1].run(rooms[1], (x,))
+    made[1].run(rooms[1], (x,))
+    assert len(kernel.compiled) == 1
+    first, *others = kernel.calls
+    assert first == ((3, 1, 1), rooms[0].data_ptr(), x.data_ptr(), 3, 4, 0)
+    assert others == [((9, 1, 1), rooms[1].data_ptr(), x.data_ptr(), 9, 4, 0)] * 2
+    made[1].run(rooms[1], (x[1:],))  # another alignment is another kernel
+    other = Recipe(
+        ("x",), {"more": (torch.float32, 3)}, [Step(kernel, (3, 1), ("more", "x"), (3,), {"B": 4}, num_warps=1)]
+    )
+    other.run(rooms[0], (halves,))  # so is another dtype
+    assert len(kernel.compiled) == 3
 
 
 @runs_kernels
