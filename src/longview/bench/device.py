@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from longview.bench.timing import Timing
+from longview.bench.timing import Timing, shuffled_rounds
 from longview.errors import InputError
 from longview.ops.graphs import launched, recorded
 
@@ -44,16 +43,13 @@ def device_turns(
     providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 3
 ) -> dict[str, list[float]]:
     """Return the seconds of every round of each provider; see `device_interleaved`."""
-    if rounds < 1:
-        raise InputError(f"rounds={rounds}: at least 1")
-    names, order = list(providers), random.Random(0)
     # An event is made when it is first recorded, which can take the host longer than a launch.
-    events = {name: [(_event(), _event()) for _ in range(rounds)] for name in names}
+    events = {name: [(_event(), _event()) for _ in range(rounds)] for name in providers}
     spare = _event(), _event()
-    for turn in range(-warm_up, rounds):
+    for turn, names in shuffled_rounds(providers, rounds, warm_up):
         if turn <= 0:
             torch.cuda.synchronize()
-        for name in order.sample(names, len(names)):  # what came before slows a call, by what it left in caches
+        for name in names:
             begin, end = events[name][turn] if turn >= 0 else spare
             begin.record()
             providers[name]()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,18 +66,30 @@ def turns(
     providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 2
 ) -> dict[str, list[float]]:
     """Return the seconds of every round of each provider; see `interleaved`."""
-    if rounds < 1:
-        raise InputError(f"rounds={rounds}: at least 1")
     seconds: dict[str, list[float]] = {name: [] for name in providers}
-    names, order = list(providers), random.Random(0)
-    for turn in range(-warm_up, rounds):
-        for name in order.sample(names, len(names)):  # what came before slows a call, by what it left in caches
+    for turn, names in shuffled_rounds(providers, rounds, warm_up):
+        for name in names:
             begin = time.perf_counter()
             providers[name]()
             spent = time.perf_counter() - begin
             if turn >= 0:
                 seconds[name].append(spent)
     return seconds
+
+
+def shuffled_rounds(providers: Mapping[str, object], rounds: int, warm_up: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield each round's number, below 0 to warm up, and the names in an order of its own, the same in every run.
+
+    What came before slows a call, by what it left in caches; so everybody comes after everybody.
+
+    Raises:
+        InputError: fewer than one round.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds={rounds}: at least 1")
+    names, order = list(providers), random.Random(0)
+    for turn in range(-warm_up, rounds):
+        yield turn, order.sample(names, len(names))
 
 
 def paired_ratio(seconds: list[float], base: list[float]) -> tuple[float, float, float]:
