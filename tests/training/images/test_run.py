@@ -18,7 +18,7 @@ from longview.errors import InputError
 from longview.training import InterruptedRunError
 from longview.training.checkpoint import latest_checkpoint
 from longview.training.images import ImageRunConfig, load_encoder, load_image_run, train_images
-from longview.training.images.report import report_of, validation_metrics
+from longview.training.images.report import reports_of, validation_metrics
 from longview.training.images.trainer import ImageTrainer
 from longview.training.loop import DivergenceError
 from longview.training.progress import Status, TrainingProgress
@@ -80,7 +80,7 @@ def test_the_run_directory_says_what_came_out(image_set: ImageSet, configure: Co
 
 def test_the_encoder_can_be_used_without_the_run(image_run: Path) -> None:
     loaded = load_image_run(image_run)
-    again = report_of(
+    (again,) = reports_of(
         loaded.encoder, loaded.open_images(), loaded.framing, loaded.config, "test", device=torch.device("cpu")
     )
     assert again == json.loads((image_run / "result.json").read_text())["test"]

@@ -41,30 +41,6 @@ def validation_metrics(
     return found
 
 
-def report_of(
-    encoder: ImageEncoder,
-    images: ImageSet,
-    framing: Framing,
-    config: ImageRunConfig,
-    which: str,
-    *,
-    device: torch.device,
-    picture: Path | None = None,
-) -> dict[str, Any]:
-    """Return the report of `encoder` on validation or test: leave-one-out, or queries against their gallery.
-
-    Where matplotlib is installed, some queries and their neighbours are drawn to the PNG file `picture`.
-
-    Raises:
-        InputError: no such split, or one without images.
-    """
-    ours, theirs = embedded_of(encoder, images, framing, config, which, device)
-    report, ranks = _report(config.name, images, config, which, ours, theirs)
-    if picture is not None and config.evaluation.gallery_queries and find_spec("matplotlib") is not None:
-        _draw(picture, images, framing, ranks, ours, theirs or ours, report, config.evaluation.gallery_queries)
-    return report
-
-
 def reports_of(
     encoder: ImageEncoder,
     images: ImageSet,
@@ -74,32 +50,25 @@ def reports_of(
     *,
     device: torch.device,
     rerank: RerankConfig | None = None,
+    picture: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the report that `report_of` makes, and one of the same vectors ordered by k-reciprocal re-ranking.
+    """Return the report of `encoder` on validation or test: leave-one-out, or queries against their gallery.
+
+    With `rerank` there is a second one, of the same vectors ordered by k-reciprocal re-ranking. Where matplotlib is
+    installed, some queries and their neighbours are drawn to the PNG file `picture`.
 
     Raises:
-        InputError: as `report_of`, or re-ranking of queries that are also in a gallery of their own.
+        InputError: no such split, one without images, or re-ranking of queries that are also in a gallery of their own.
     """
-    ours, theirs = embedded_of(encoder, images, framing, config, which, device)
-    reports = [_report(config.name, images, config, which, ours, theirs)[0]]
-    if rerank is not None:
-        name = f"{config.name}, re-ranked"
-        reports.append(_report(name, images, config, which, ours, theirs, rerank=rerank)[0])
-    return reports
-
-
-def embedded_of(
-    encoder: ImageEncoder,
-    images: ImageSet,
-    framing: Framing,
-    config: ImageRunConfig,
-    which: str,
-    device: torch.device,
-) -> tuple[Embedded, Embedded | None]:
-    """Return the vectors of a split's queries and of their gallery; None is leave-one-out."""
     queries, gallery = views_of(images, config, which)
     ours = embed_view(encoder, queries, framing, config.data, device)
-    return ours, None if gallery is None else embed_view(encoder, gallery, framing, config.data, device)
+    theirs = None if gallery is None else embed_view(encoder, gallery, framing, config.data, device)
+    report, ranks = _report(config.name, images, config, which, ours, theirs)
+    if picture is not None and config.evaluation.gallery_queries and find_spec("matplotlib") is not None:
+        _draw(picture, images, framing, ranks, ours, theirs or ours, report, config.evaluation.gallery_queries)
+    if rerank is None:
+        return [report]
+    return [report, _report(f"{config.name}, re-ranked", images, config, which, ours, theirs, rerank=rerank)[0]]
 
 
 def views_of(images: ImageSet, config: ImageRunConfig, which: str) -> tuple[ImageView, ImageView | None]:

@@ -24,7 +24,7 @@ from longview.training.images.card import write_image_card
 from longview.training.images.config import ImageRunConfig
 from longview.training.images.drift import diagnostics_state, restore_diagnostics, watch_memory
 from longview.training.images.encoder_files import WEIGHTS, save_encoder
-from longview.training.images.report import pixel_baseline, report_of, validation_metrics
+from longview.training.images.report import pixel_baseline, reports_of, validation_metrics
 from longview.training.images.result import ImageTrainingResult
 from longview.training.images.rundir import (
     ENCODER,
@@ -186,10 +186,10 @@ class _Run:
         self, encoder: ImageEncoder, baselines: bool
     ) -> tuple[dict[str, Any], dict[str, Any] | None, list[dict[str, Any]], dict[str, str]]:
         """Return the reports on test and validation, those of the baselines, and why one was skipped."""
-        report = partial(report_of, encoder, self.images, self.framing, self.config, device=self.device)
+        reports = partial(reports_of, encoder, self.images, self.framing, self.config, device=self.device)
         compared, skipped = pixel_baseline(self.images, self.framing, self.config) if baselines else ([], {})
-        test = report("test", picture=self.out / "gallery.png")
-        return test, report("validation") if len(self.views.validation) else None, compared, skipped
+        (test,) = reports("test", picture=self.out / "gallery.png")
+        return test, reports("validation")[0] if len(self.views.validation) else None, compared, skipped
 
     def _write(self, result: dict[str, Any]) -> None:
         self._pictures(result)
