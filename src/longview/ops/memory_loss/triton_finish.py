@@ -98,6 +98,20 @@ def add_up(losses, value, arrived, n, weight):
         tl.store(value, tl.sum(total_r, 0) * weight)
 
 
+@triton.jit
+def triplet_gradient(row_p, row_n, active, memory, inverses, dims, inside, NORM: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the rows of the negatives less those of the positives (r, d), and the sum of their weights (r,)."""
+    one_p, one_n = tl.where(active, -1.0, 0.0), tl.where(active, 1.0, 0.0)
+    row_p, row_n = tl.where(active, row_p, 0).to(tl.int64), tl.where(active, row_n, 0).to(tl.int64)
+    if NORM:
+        one_p *= tl.load(inverses + row_p, mask=active, other=0.0)
+        one_n *= tl.load(inverses + row_n, mask=active, other=0.0)
+    taken = inside & active[:, None]
+    m_p = tl.load(memory + row_p[:, None] * WIDTH + dims[None, :], mask=taken, other=0.0).to(tl.float32)
+    m_n = tl.load(memory + row_n[:, None] * WIDTH + dims[None, :], mask=taken, other=0.0).to(tl.float32)
+    return one_p[:, None] * m_p + one_n[:, None] * m_n, one_p + one_n
+
+
 @triton.jit(do_not_specialize=["n", "positive_splits", "negative_splits"])
 def finish(
     pos_first, pos_second, pos_third, pos_mass, pos_grad, neg_first, neg_second, neg_mass, neg_grad,
@@ -167,16 +181,7 @@ def finish(
         inside = (row < n)[:, None] & (dims < WIDTH)[None, :]
         mass_r = tl.zeros([ROWS], tl.float32)
         if KIND == "triplet":
-            one_p, one_n = tl.where(active, -1.0, 0.0), tl.where(active, 1.0, 0.0)
-            row_p, row_n = tl.where(active, row_p, 0).to(tl.int64), tl.where(active, row_n, 0).to(tl.int64)
-            if NORM:
-                one_p *= tl.load(inverses + row_p, mask=active, other=0.0)
-                one_n *= tl.load(inverses + row_n, mask=active, other=0.0)
-            taken = inside & active[:, None]
-            m_p = tl.load(memory + row_p[:, None] * WIDTH + dims[None, :], mask=taken, other=0.0).to(tl.float32)
-            m_n = tl.load(memory + row_n[:, None] * WIDTH + dims[None, :], mask=taken, other=0.0).to(tl.float32)
-            grad_rd = one_p[:, None] * m_p + one_n[:, None] * m_n
-            mass_r = one_p + one_n
+            grad_rd, mass_r = triplet_gradient(row_p, row_n, active, memory, inverses, dims, inside, NORM, WIDTH)
         else:
             pull_rd = summed(
                 pos_grad, pos_first, top_p, row, dims, n, positive_splits, POSITIVE_POWERS, POSITIVE_SHARE, WIDTH
