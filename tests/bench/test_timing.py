@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from longview.bench.attention import Setting, bench_attention
-from longview.bench.timing import Timing, interleaved
+from longview.bench.timing import Timing, interleaved, turns
 from longview.errors import InputError
 from longview.ops.attention import MaskSpec
 from tests.bench.written import read_written
@@ -55,3 +56,17 @@ def test_bench_attention_counts_pairs_and_checks_what_it_times(tmp_path: Path) -
     assert "padded, dense" in short["providers"]
     assert max(long["relative_error"], short["relative_error"]) < 1e-5
     assert result["environment"]["threads"] >= 1
+
+
+def test_a_turn_may_be_several_calls_of_which_the_first_are_not_timed() -> None:
+    calls: list[str] = []
+
+    def slow_at_first() -> None:
+        if not calls or calls[-1] != "here":
+            time.sleep(0.02)  # after somebody else
+        calls.append("here")
+
+    spent = turns({"a": slow_at_first, "b": lambda: calls.append("b")}, rounds=3, warm_up=1, lead=1, calls=4)
+    assert calls.count("here") == calls.count("b") == (3 + 1) * (1 + 4)
+    assert all(len(times) == 3 for times in spent.values())
+    assert max(spent["a"]) < 0.02 / 4

@@ -26,23 +26,36 @@ def require_gpu(what: str) -> torch.device:
 
 
 def device_interleaved(
-    providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 3
+    providers: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 20,
+    warm_up: int = 3,
+    lead: int = 0,
+    calls: int = 1,
 ) -> dict[str, Timing]:
-    """Call every provider once a round, in an order of its own; return seconds on the device.
+    """Let every provider have its turn once a round, in an order of its own; return seconds of a call on the device.
 
-    The host runs ahead of the device, so that a provider's launches are not part of its time unless it waits for
-    them. `warm_up` rounds, where kernels are compiled, are not counted.
+    A turn is `lead` calls that are not timed and `calls` that are. The host runs ahead of the device, so that a
+    provider's launches are not part of its time unless it waits for them. Where it does, as with short calls, what the
+    host last did counts: a single call finds caches full of the provider before it, the calls of a training run or of
+    a long turn find their own. `warm_up` rounds, where kernels are compiled, are not counted.
 
     Raises:
         InputError: fewer than one round.
     """
-    return {name: Timing.of(spent) for name, spent in device_turns(providers, rounds=rounds, warm_up=warm_up).items()}
+    found = device_turns(providers, rounds=rounds, warm_up=warm_up, lead=lead, calls=calls)
+    return {name: Timing.of(spent) for name, spent in found.items()}
 
 
 def device_turns(
-    providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 3
+    providers: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 20,
+    warm_up: int = 3,
+    lead: int = 0,
+    calls: int = 1,
 ) -> dict[str, list[float]]:
-    """Return the seconds of every round of each provider; see `device_interleaved`."""
+    """Return the seconds of a call of each provider in every round; see `device_interleaved`."""
     # An event is made when it is first recorded, which can take the host longer than a launch.
     events = {name: [(_event(), _event()) for _ in range(rounds)] for name in providers}
     spare = _event(), _event()
@@ -50,12 +63,15 @@ def device_turns(
         if turn <= 0:
             torch.cuda.synchronize()
         for name in names:
-            begin, end = events[name][turn] if turn >= 0 else spare
+            call, (begin, end) = providers[name], events[name][turn] if turn >= 0 else spare
+            for _ in range(lead):
+                call()
             begin.record()
-            providers[name]()
+            for _ in range(calls):
+                call()
             end.record()
     torch.cuda.synchronize()
-    return {name: [a.elapsed_time(b) / 1e3 for a, b in pairs] for name, pairs in events.items()}
+    return {name: [a.elapsed_time(b) / 1e3 / calls for a, b in pairs] for name, pairs in events.items()}
 
 
 def launches(call: Callable[[], object], calls: int = 3) -> int:

@@ -12,12 +12,13 @@ CLASSES = 5.26  # images of a class in the training half of Stanford Online Prod
 
 
 class Setting(NamedTuple):
-    """A batch against a memory of `rows`, stored in `dtype`."""
+    """A batch against a memory of `rows`, stored in `dtype`; on a GPU a turn is `calls` timed calls."""
 
     batch: int
     rows: int
     width: int
     dtype: str
+    calls: int = 1
 
 
 class Problem(NamedTuple):

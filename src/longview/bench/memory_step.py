@@ -24,14 +24,16 @@ from longview.metric_learning import CrossBatchLoss, MemoryConfig, PairwiseLoss
 from longview.ops.memory_loss import ContrastiveLoss
 
 CHANNELS, SAMPLES, SIDE = 64, 4, 28
+LEAD, STEPS = 2, 8  # steps of a turn on a GPU: not timed, and timed
 WARM_UP = 5  # steps after the memory has been replaced
 METHOD = (
     f"four 3×3 convolutions of {CHANNELS} channels with batch normalisation on {SIDE}×{SIDE} grey images, one linear "
     f"layer; batches of {SAMPLES} images a class; contrastive loss over batch and full memory, which begins with what "
     "the encoder makes of noise and is timed once the run has replaced it; sample ids given, values checked; AdamW; "
-    "providers take turns within one run; medians "
-    "of wall-clock time on a CPU and of CUDA events on a GPU; over_xbm: median over rounds of the ratio to plain XBM "
-    "in the same round, minus 1, with its 95 % interval; launches: kernels, copies and fills of a step on a GPU; "
+    "providers take turns within one run, on a GPU of "
+    f"{LEAD} steps that are not timed and {STEPS} that are, one after the other as in a run; medians of a step's "
+    "wall-clock time on a CPU and by CUDA events on a GPU; over_xbm: median over rounds of the ratio to plain XBM in "
+    "the same round, minus 1, with its 95 % interval; launches: kernels, copies and fills of a step on a GPU; "
     "graph_ms and graph_over_xbm: the same of steps as CUDA graphs, which is how a run trains on a GPU: the memory's "
     "fixed steps, values checked on the device, the batch against itself by dense torch, and AdamW, replayed with one "
     "launch, in rounds of their own, once these have replaced the memory"
@@ -66,7 +68,7 @@ def bench_memory_step(json: Path | None = None, *, device: str = "cpu", rounds: 
     Args:
         json: also write the result there, after every setting.
         device: `cpu` or `cuda`.
-        rounds: timed steps of each provider.
+        rounds: timed turns of each provider: a step, on a GPU several.
 
     Raises:
         InputError: another device, no CUDA GPU, or fewer than one round.
@@ -84,15 +86,16 @@ def bench_memory_step(json: Path | None = None, *, device: str = "cpu", rounds: 
     }
     for setting in GPU if device == "cuda" else CPU:
         steps = {name: Steps(setting, memory, device) for name, memory in PROVIDERS.items()}
-        take_turns = device_turns if device == "cuda" else turns
+        take_turns, turn = (device_turns, {"lead": LEAD, "calls": STEPS}) if device == "cuda" else (turns, {})
         # By then the memory is made of batches of the run: before, XBM's old rows are over no margin and cost less.
-        warm_up = -(-setting.memory // setting.batch) + WARM_UP
-        rows = _rows(take_turns(steps, rounds=rounds, warm_up=warm_up))
+        replaced = -(-setting.memory // setting.batch) + WARM_UP
+        warm_up = -(-replaced // sum(turn.values())) if turn else replaced
+        rows = _rows(take_turns(steps, rounds=rounds, warm_up=warm_up, **turn))
         if device == "cuda":
             for name, step in steps.items():
                 rows[name]["launches"] = launches(step)
             replays = {name: fixed_steps(setting, memory, device).replay() for name, memory in PROVIDERS.items()}
-            for name, row in _rows(device_turns(replays, rounds=rounds, warm_up=warm_up)).items():
+            for name, row in _rows(device_turns(replays, rounds=rounds, warm_up=warm_up, **turn)).items():
                 rows[name] |= {
                     "graph_ms": row["median_ms"],
                     "graph_over_xbm": row["over_xbm"],

@@ -63,15 +63,21 @@ def interleaved(
 
 
 def turns(
-    providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 2
+    providers: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_up: int = 2, lead: int = 0, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Return the seconds of every round of each provider; see `interleaved`."""
+    """Return the seconds of a call of each provider in every round; see `interleaved`.
+
+    A turn is `lead` calls that are not timed and `calls` that are.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in providers}
     for turn, names in shuffled_rounds(providers, rounds, warm_up):
         for name in names:
+            for _ in range(lead):
+                providers[name]()
             begin = time.perf_counter()
-            providers[name]()
-            spent = time.perf_counter() - begin
+            for _ in range(calls):
+                providers[name]()
+            spent = (time.perf_counter() - begin) / calls
             if turn >= 0:
                 seconds[name].append(spent)
     return seconds

@@ -10,6 +10,8 @@ then little is left to do but to add where tensors lie.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -100,7 +102,7 @@ class Recipe:
         self.bytes = self.firsts[""]
         self._offsets = [self.firsts[name] for name in buffers]
         places = {name: place for place, name in enumerate((*inputs, *buffers))}
-        self._places = [[places[name] for name in step.pointers] for step in steps]
+        self._choose = [_chooser([places[name] for name in step.pointers]) for step in steps]
 
     def room(self, device: torch.device) -> Tensor:
         """Return memory for the buffers, (bytes,) uint8, which holds anything."""
@@ -115,14 +117,16 @@ class Recipe:
     def run(self, room: Tensor, tensors: Sequence[Tensor], steps: slice = slice(None)) -> None:
         """Launch `steps` on contiguous tensors, which are the inputs."""
         device, base = room.get_device(), room.data_ptr()
-        given = [tensor.data_ptr() for tensor in tensors]
-        form = (device, *[pointer % ALIGNED for pointer in given])
-        pointers = given + [base + first for first in self._offsets]
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        form: Hashable = device
+        if functools.reduce(operator.or_, pointers, 0) % ALIGNED:
+            form = (device, *[pointer % ALIGNED for pointer in pointers])
+        pointers += [base + first for first in self._offsets]
         stream = _stream(device)
-        for step, places in zip(self.steps[steps], self._places[steps], strict=True):
+        for step, choose in zip(self.steps[steps], self._choose[steps], strict=True):
             start = step.starts.get(form) or self._first(step, room, tensors, form)
             if start is not None:
-                start(step.grid, stream, (*[pointers[place] for place in places], *step.rest))
+                start(step.grid, stream, choose(pointers) + step.rest)
 
     def _first(self, step: Step, room: Tensor, tensors: Sequence[Tensor], form: Hashable) -> Start | None:
         """Return what launches a step from now on; None where that had to be compiled, and was launched with it."""
@@ -138,6 +142,13 @@ class Recipe:
             return None
         step.starts[form] = start
         return start
+
+
+def _chooser(places: Sequence[int]) -> Callable[[list[int]], tuple[int, ...]]:
+    """Return what takes the pointers at `places`, of which there may be one or none."""
+    if len(places) > 1:
+        return operator.itemgetter(*places)
+    return lambda pointers: tuple(pointers[place] for place in places)
 
 
 def firsts_of(buffers: Mapping[str, tuple[torch.dtype, int]]) -> dict[str, int]:

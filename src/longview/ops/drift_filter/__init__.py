@@ -90,13 +90,13 @@ def recipe_for(setting: Filter, b: int, width: int) -> Recipe:
     )  # fmt: skip
     last = Step(
         kernels.filter_moments, (1 if setting.anchor == "memory" else -(-b // rows), 1),
-        ("values", "sums", *Before._fields, "kept", "stored"), (b, blocks, setting.noise, setting.rate),
+        ("values", "sums", *Before._fields, "kept", "kept_drift", "stored"), (b, blocks, setting.noise, setting.rate),
         {"KIND": setting.kind, "ANCHOR": setting.anchor, "SQUARED": setting.squared, "SHARED": setting.shared,
          "SAMPLED": setting.sampled, "LEARNED": setting.learned, "WEIGHED": setting.weighed,
          "ROWS": rows, "WIDTH": width, "PADDED": padded},
     )  # fmt: skip
     sums = {"sums": (torch.float32, blocks * (2 * width + 1))}
-    return Recipe(("values", "labels", *Before._fields, "kept", "stored"), sums, [first, last])
+    return Recipe(("values", "labels", *Before._fields, "kept", "kept_drift", "stored"), sums, [first, last])
 
 
 def filtered(setting: Filter, values: Tensor, labels: Tensor, state: Before) -> Filtered:
@@ -107,19 +107,15 @@ def filtered(setting: Filter, values: Tensor, labels: Tensor, state: Before) -> 
         values: (b, d) float32 with b > 0. labels: (b,) int64.
     """
     values, labels = values.contiguous(), labels.contiguous()
-    state = Before(*(part.contiguous() for part in state))
     b, width = values.shape
-    pair = 2 * width
-    # One allocation for all that is kept.
-    sizes = [pair] * 5 + [2 * pair, 2] if setting.weighed else [pair] * 4 + [2]
-    kept = values.new_empty(sum(sizes))
+    # One allocation for all that is kept, and one view for each part: these are most of what the host does here.
+    kept = values.new_empty(7 if setting.weighed else 4, 2, width)
+    drift = values.new_empty(2, 1)
     stored = values if setting.anchor == "memory" else torch.empty_like(values)
     recipe = recipe_for(setting, b, width)
     with on_device_of(values):
-        recipe.run(recipe.room(values.device), (values, labels, *state, kept, stored))
-    parts = kept.split_with_sizes(sizes)
-    moments, error, gain, own = (part.view(2, width) for part in parts[:4])
-    surprise, evidence = state.surprise, state.evidence
-    if setting.weighed:
-        surprise, evidence = parts[4].view(2, width), parts[5].view(2, 2, width)
-    return Filtered(moments, error, gain, own, surprise, evidence, parts[-1].view(2, 1), stored)
+        before = [part.contiguous() for part in state]
+        recipe.run(recipe.room(values.device), (values, labels, *before, kept, drift, stored))
+    moments, error, gain, own, *more = kept.unbind()
+    surprise, evidence = (more[0], kept[5:]) if more else (state.surprise, state.evidence)
+    return Filtered(moments, error, gain, own, surprise, evidence, drift, stored)

@@ -2,7 +2,7 @@
 """The kernels of `drift_filter`; their equations are those of `metric_learning.moments` and `metric_learning.kalman`.
 
 What is kept is one vector: moments, error, gain and the batch's own moments, (2, d) each; with WEIGHED the surprise
-(2, d), what of the last was confirmed (2, d) and surprises squared (2, d); and drift (2,).
+(2, d), what of the last was confirmed (2, d) and surprises squared (2, d). The drift (2,) is kept apart.
 
 Shapes: b rows, d WIDTH; r anchors and e dimensions of a program.
 """
@@ -132,7 +132,7 @@ def weigh(
 
 @triton.jit(do_not_specialize=["b", "blocks"])
 def filter_moments(
-    values, sums, moments, error, gain, surprise, evidence, drift, kept, stored,
+    values, sums, moments, error, gain, surprise, evidence, drift, kept, kept_drift, stored,
     b, blocks, noise, rate,
     KIND: tl.constexpr, ANCHOR: tl.constexpr, SQUARED: tl.constexpr, SHARED: tl.constexpr,
     SAMPLED: tl.constexpr, LEARNED: tl.constexpr, WEIGHED: tl.constexpr,
@@ -209,9 +209,8 @@ def filter_moments(
         tl.store(kept + 3 * WIDTH + dims, error_std_d, mask=inside)
         tl.store(kept + 4 * WIDTH + dims, gain_mean_d, mask=inside)
         tl.store(kept + 5 * WIDTH + dims, gain_std_d, mask=inside)
-        last = kept + (14 * WIDTH if WEIGHED else 8 * WIDTH)
-        tl.store(last, drift_mean)
-        tl.store(last + 1, drift_std)
+        tl.store(kept_drift, drift_mean)
+        tl.store(kept_drift + 1, drift_std)
     if ANCHOR != "memory":
         if ANCHOR == "batch":
             mean_d, std_d = own_mean_d, own_std_d

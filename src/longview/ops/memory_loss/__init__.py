@@ -146,10 +146,9 @@ def _check(embeddings: Tensor, reference: Tensor, pairs: Pairs, view: View) -> N
         raise InputError(f"embeddings (b, d) and reference (m, d) expected, got {_of(embeddings)} and {_of(reference)}")
     if not (embeddings.is_floating_point() and reference.is_floating_point()):
         raise InputError(f"embeddings and reference must be floating point, got {_of(embeddings)}, {_of(reference)}")
-    if not len(embeddings) or not embeddings.shape[1]:
+    if not embeddings.numel():
         raise InputError(f"at least one embedding of one value expected, got {_of(embeddings)}")
-    b, m, d = len(embeddings), len(reference), embeddings.shape[1]
-    int64 = torch.int64
+    (b, d), m, device, int64 = embeddings.shape, reference.shape[0], embeddings.device, torch.int64
     for name, tensor, size, dtype in (
         ("labels", pairs.labels, b, int64),
         ("reference_labels", pairs.reference_labels, m, int64),
@@ -162,12 +161,12 @@ def _check(embeddings: Tensor, reference: Tensor, pairs: Pairs, view: View) -> N
     ):
         if tensor is None:
             continue
-        wanted = "floating point" if dtype is None else str(dtype).removeprefix("torch.")
         right = tensor.is_floating_point() if dtype is None else tensor.dtype == dtype
-        if tensor.shape != (size,) or not right:
+        if not right or tensor.shape != (size,):
+            wanted = "floating point" if dtype is None else str(dtype).removeprefix("torch.")
             raise InputError(f"{name} must be ({size},) {wanted}, got {_of(tensor)}")
-        if tensor.device != embeddings.device:
-            raise InputError(f"{name} is on {tensor.device}, the embeddings are on {embeddings.device}")
+        if tensor.device != device:
+            raise InputError(f"{name} is on {tensor.device}, the embeddings are on {device}")
     if reference.device != embeddings.device:
         raise InputError(f"reference is on {reference.device}, the embeddings are on {embeddings.device}")
     if (pairs.own_ids is None) != (pairs.reference_ids is None):

@@ -5,6 +5,7 @@ The sums of a form are described in `triton_sums`; `tiles` makes the same in pla
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 from longview.ops.memory_loss.losses import (
@@ -49,6 +50,7 @@ class Plan(NamedTuple):
     margin: float = 0.0
 
 
+@functools.lru_cache(maxsize=256)
 def plan_of(loss: PairLoss) -> Plan:
     """Return the walks of a loss."""
     if isinstance(loss, ContrastiveLoss):

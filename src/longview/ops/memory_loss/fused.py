@@ -77,37 +77,36 @@ def solve(
         scale, shift = view.scale.contiguous(), view.shift.contiguous()
     m, width = memory.shape
     case = Case(
-        n=len(embeddings), m=m, width=width, embeddings=embeddings.dtype, memory=memory.dtype, plan=plan_of(loss),
+        n=embeddings.shape[0], m=m, width=width, embeddings=embeddings.dtype, memory=memory.dtype, plan=plan_of(loss),
         reduction=reduction, gradient=gradient, mapped=None if view.scale is None else (scale.dtype, shift.dtype),
         divided=view.renormalise, ids=ids is not None, positions=pairs.own_positions is not None,
         masked=mask is not None, early=begins_early(device), tile=tile,
     )  # fmt: skip
     prepared = prepared_for(case)
-    losses = torch.empty(case.n, dtype=torch.float32, device=device)
-    value = losses if reduction == "none" else torch.empty((), dtype=torch.float32, device=device)
+    value = torch.empty((case.n,) if reduction == "none" else (), dtype=torch.float32, device=device)
     grads = torch.empty_like(embeddings) if gradient else None
-    scales = torch.empty(2, dtype=torch.float32, device=device) if reduction == "apart" else losses
     reference_labels = pairs.reference_labels.contiguous()
     tensors = (
         embeddings, memory, scale, shift, labels,
         *(labels if own is None else own.contiguous() for own in (pairs.own_ids, pairs.own_positions)),
         reference_labels, reference_labels if ids is None else ids.contiguous(),
         reference_labels if mask is None else mask.contiguous().view(torch.uint8),
-        scales, losses, value, losses if grads is None else grads,
+        value, value if grads is None else grads,
     )  # fmt: skip
-    run(prepared, tensors, scales if reduction == "apart" else None)
+    run(prepared, tensors)
     return value, grads
 
 
-def run(prepared: Prepared, tensors: tuple[Tensor, ...], scales: Tensor | None) -> None:
-    """Launch what is prepared on its inputs; `scales` (2,), if given, are made of the numbers of active pairs."""
+def run(prepared: Prepared, tensors: tuple[Tensor, ...]) -> None:
+    """Launch what is prepared on its inputs."""
     recipe = prepared.recipe
     room = recipe.room(tensors[1].device)
-    if scales is None:
+    if prepared.case.reduction != "apart":
         recipe.run(room, tensors)
         return
     recipe.run(room, tensors, slice(None, -1))
+    # What the pairs of an anchor weigh depends on how many of both kinds are active, of all anchors.
     sums = (walk.sums()[1] for walk in (prepared.positives, prepared.negatives))
     counts = torch.stack([recipe.buffer(room, name).sum() for name in sums])
-    torch.reciprocal(counts.clamp(min=1), out=scales)
+    torch.reciprocal(counts.clamp(min=1), out=recipe.buffer(room, "scales"))
     recipe.run(room, tensors, slice(-1, None))

@@ -48,7 +48,7 @@ def why_not(embeddings: Tensor, reference: Tensor) -> str | None:
         return "the kernels make the gradient of the batch alone, and the reference needs one"
     if reference.shape[1] > MAX_WIDTH:
         return f"the kernels take vectors of up to {MAX_WIDTH} values, got {reference.shape[1]}"
-    if len(reference) >= 1 << 31:
+    if reference.shape[0] >= 1 << 31:
         return f"the kernels number rows in 32 bits, and there are {len(reference)}"
     return why_no_triton(reference.device)
 

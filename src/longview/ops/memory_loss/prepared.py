@@ -36,8 +36,9 @@ SHARE = 2  # splits of a walk that add their gradients in one slot
 PREPARED = 16  # anchors that a program prepares
 SEEN_BYTES = 64 << 20  # of the memory's rows that are held as they are seen, once they are divided by their norms
 
+# `value` is the reduced loss, or the losses of all anchors where nothing reduces them.
 INPUTS = ("embeddings", "memory", "scale", "shift", "labels", "own_ids", "own_rows", "reference_labels",
-          "reference_ids", "taken", "scales", "losses", "value", "grads")  # fmt: skip
+          "reference_ids", "taken", "value", "grads")  # fmt: skip
 POWERS = ("power", "circle")
 Buffers = dict[str, tuple[torch.dtype, int]]
 
@@ -162,6 +163,10 @@ class Prepared:
             "plain": (case.memory, n * d * (self.pieced and self.affine)),
             "seen": (case.memory, self.held * d),
         }  # fmt: skip
+        if case.reduction != "none":
+            buffers["losses"] = float32, n
+        if case.reduction == "apart":
+            buffers["scales"] = float32, 2
         zeros: Buffers = {"arrived": (int32, 1)}
         for walk in (self.negatives, self.positives):
             size, best = walk.splits * n, walk.form.sums == "best"
@@ -271,11 +276,12 @@ class Prepared:
         case, plan, (negatives, positives) = self.case, self.case.plan, (self.negatives, self.positives)
         dims = min(triton_finish.DIMS, self.sizes["PADDED"])
         apart = case.reduction == "apart"
+        losses = "value" if case.reduction == "none" else "losses"
         return Step(
             triton_finish.finish, (-(-case.n // triton_finish.ROWS), -(-case.width // dims)),
             (*positives.sums(), *(name for name in negatives.sums() if not name.endswith("third")), "order",
-             "seen" if case.divided and not self.norm else "memory", "inverses", "scale", "shift", "scales", "losses",
-             "value", "arrived", "grads"),
+             "seen" if case.divided and not self.norm else "memory", "inverses", "scale", "shift",
+             "scales" if apart else losses, losses, "value", "arrived", "grads"),
             (case.n, positives.splits, negatives.splits, plan.rate_p, plan.rate_n, plan.margin,
              float(plan.positives.sign), 1 / case.n if case.reduction == "mean" else 1.0),
             {"KIND": plan.kind, "APART": apart, "AFFINE": self.affine, "NORM": self.norm, "SEEN": self.pieced,
