@@ -76,6 +76,19 @@ def test_batches_of_any_size(rows: int, width: int, name: str) -> None:
         state = expected.state
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+def test_rows_in_the_dtype_of_the_memory_are_the_same_rows_rounded_once(kernels: bool) -> None:
+    state = empty(6)
+    for step, (values, labels, _) in enumerate(drifting(3)):
+        z, y = values.float().to(DEVICE), labels.to(DEVICE)
+        wide = observe(POLICIES["axbn"], 1e-6, z, y, state, kernels=kernels and step > 0)
+        halves = observe(POLICIES["axbn"], 1e-6, z, y, state, storage=torch.float16, kernels=kernels and step > 0)
+        assert halves.stored.dtype == torch.float16
+        assert torch.equal(halves.stored, wide.stored.half())
+        assert torch.equal(halves.state.moments, wide.state.moments)
+        state = wide.state
+
+
 @pytest.mark.parametrize("filter_", ["sigma", "variance"])
 def test_without_noise_the_kernels_of_axbn_are_those_of_xbn_bit_for_bit(filter_: Any) -> None:
     exact = AdaptiveMomentMatching(

@@ -41,7 +41,7 @@ def _filter() -> list[Shipped]:
     found: list[Shipped] = []
     for width in (*WIDTHS, MAX_WIDTH):
         for sampled in (False, True):
-            constants = {"SAMPLED": sampled, "ROWS": SUM_ROWS, "DIMS": SUM_DIMS, "WIDTH": width}
+            constants = {"SAMPLED": sampled, "EARLY": True, "ROWS": SUM_ROWS, "DIMS": SUM_DIMS, "WIDTH": width}
             found.append((f"sum batch d={width} sampled={sampled}", triton_filter.sum_batch, SUMS, constants, {}))
         padded = padded_dim(width)
         size = {"ROWS": max(1, STORED // padded), "WIDTH": width, "PADDED": padded}
@@ -85,7 +85,7 @@ SUMS = _floats("values kept sums") | {"labels": "*i64", "b": "i32", "floor": "fp
 MOMENTS = _floats("values sums moments error gain surprise evidence drift kept kept_drift stored")
 MOMENTS |= _floats("b blocks", "i32") | _floats("noise rate", "fp32")
 PLAIN: dict[str, Any] = {"KIND": "axbn", "ANCHOR": "state"}
-PLAIN |= dict.fromkeys(("SQUARED", "SHARED", "SAMPLED", "LEARNED", "WEIGHED"), False)
+PLAIN |= dict.fromkeys(("SQUARED", "SHARED", "SAMPLED", "LEARNED", "WEIGHED"), False) | {"EARLY": True}
 POLICIES: dict[str, dict[str, Any]] = {
     "xbn": {"KIND": "xbn", "ANCHOR": "batch"},
     "moving average": {"KIND": "moving-average"},

@@ -24,14 +24,14 @@ from longview.metric_learning import CrossBatchLoss, MemoryConfig, PairwiseLoss
 from longview.ops.memory_loss import ContrastiveLoss
 
 CHANNELS, SAMPLES, SIDE = 64, 4, 28
-LEAD, STEPS = 2, 8  # steps of a turn on a GPU: not timed, and timed
+LEAD, STEPS = 1, 4  # steps of a turn on a GPU: not timed, and timed
 WARM_UP = 5  # steps after the memory has been replaced
 METHOD = (
     f"four 3×3 convolutions of {CHANNELS} channels with batch normalisation on {SIDE}×{SIDE} grey images, one linear "
     f"layer; batches of {SAMPLES} images a class; contrastive loss over batch and full memory, which begins with what "
     "the encoder makes of noise and is timed once the run has replaced it; sample ids given, values checked; AdamW; "
     "providers take turns within one run, on a GPU of "
-    f"{LEAD} steps that are not timed and {STEPS} that are, one after the other as in a run; medians of a step's "
+    f"{LEAD} step that is not timed and {STEPS} that are, one after the other as in a run; medians of a step's "
     "wall-clock time on a CPU and by CUDA events on a GPU; over_xbm: median over rounds of the ratio to plain XBM in "
     "the same round, minus 1, with its 95 % interval; launches: kernels, copies and fills of a step on a GPU; "
     "graph_ms and graph_over_xbm: the same of steps as CUDA graphs, which is how a run trains on a GPU: the memory's "

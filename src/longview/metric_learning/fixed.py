@@ -52,7 +52,7 @@ class FixedSteps:
         values = embeddings.detach().to(state.moments.dtype)
         good = (values * 0).sum() == 0  # NaN or infinity times 0 is NaN
         if policy.corrects:
-            seen = observe(policy, memory.config.floor, values, labels, state)
+            seen = observe(policy, memory.config.floor, values, labels, state, storage=memory.queue.rows.dtype)
             _overwrite(state, seen.state, good)
             values = seen.stored
         self._waiting = (values, labels, sample_ids, good)

@@ -12,7 +12,7 @@ from longview.errors import InputError
 from longview.metric_learning.checks import check_batch, check_values, of
 from longview.metric_learning.drift import DriftState
 from longview.metric_learning.memory_config import DTYPES, MemoryConfig
-from longview.metric_learning.observe import Observation, observe, standardised
+from longview.metric_learning.observe import Observation, Rooms, observe, standardised
 from longview.metric_learning.queue import FixedBuffers, RowQueue, Rows
 from longview.metric_learning.reference import Reference
 from longview.ops.collectives import (
@@ -69,6 +69,7 @@ class EmbeddingMemory(FixedBuffers):
         self.queue = RowQueue(held, config.width, DTYPES[config.storage], sums=anchored)
         for name, value in zip(STATE, DriftState.empty(config.width, DTYPES[config.moments]), strict=True):
             self.register_buffer(name, value)
+        self._rooms = Rooms()
         for name in ("step", "seen", "stored", "cohorts"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
@@ -217,7 +218,16 @@ class EmbeddingMemory(FixedBuffers):
         if not self.config.drift.corrects:
             return None
         reduce = sum_over_ranks if self.config.distributed == "local" and ranks()[0] > 1 else None
-        return observe(self.config.drift, self.config.floor, rows.values, rows.labels, self.drift_state, reduce)
+        return observe(
+            self.config.drift,
+            self.config.floor,
+            rows.values,
+            rows.labels,
+            self.drift_state,
+            reduce,
+            storage=self.queue.rows.dtype,
+            rooms=self._rooms,
+        )
 
     def _stored(self, seen: Observation) -> Tensor:
         """Return the rows of this step, (b, d), as they are stored, new; the policy's state is that of this step."""

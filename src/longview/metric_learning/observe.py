@@ -6,14 +6,16 @@ encoder's step a tenth, so two kernels compute the same there (`ops.drift_filter
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from longview.metric_learning.drift import DriftPolicy, DriftState, MomentMatching, MovingAverage
 from longview.metric_learning.kalman import AdaptiveMomentMatching
 from longview.metric_learning.moments import Reduce, batch_moments
-from longview.ops.drift_filter import Before, Filter, filtered, why_not
+from longview.ops.drift_filter import Before, Filter, Filtered, filtered, room_for, why_not
 
 
 class Observation(NamedTuple):
@@ -27,6 +29,33 @@ class Observation(NamedTuple):
     stored: Tensor
 
 
+class Rooms:
+    """Places for what the kernels make of the batches of one memory, which it makes once and uses in turn.
+
+    A state and its rows stay as they are while the next batch is observed, and are written over by the one after it.
+    """
+
+    def __init__(self) -> None:
+        self._made: list[Filtered] = []
+
+    def other_than(self, state: DriftState, setting: Filter, values: Tensor, storage: torch.dtype) -> Filtered:
+        """Return a place that `state` does not lie in, for a batch like `values`."""
+        made = self._made
+        if made and not _fits(made[0], values, storage):
+            made.clear()  # a batch of another size: who still reads the old places keeps them
+        for room in made:
+            if room.moments is not state.moments:
+                return room
+        made.append(room_for(setting, values, storage))
+        return made[-1]
+
+
+def _fits(room: Filtered, values: Tensor, storage: torch.dtype) -> bool:
+    stored, device = room.stored, values.device
+    fits = stored is None or (stored.shape == values.shape and stored.dtype == storage)
+    return fits and room.kept.device == device and room.kept.shape[2] == values.shape[1]
+
+
 def observe(
     policy: DriftPolicy,
     floor: float,
@@ -35,11 +64,15 @@ def observe(
     state: DriftState,
     reduce: Reduce | None = None,
     *,
+    storage: torch.dtype | None = None,
+    rooms: Rooms | None = None,
     kernels: bool | None = None,
 ) -> Observation:
     """Return what the batch tells; changes nothing.
 
-    `kernels`: whether Triton computes it; by default on a GPU where it can, beyond the first batch.
+    storage: the dtype of the rows that are standardised; by default that of `values`.
+    rooms: where kernels may write, instead of new tensors.
+    kernels: whether Triton computes it; by default on a GPU where it can, beyond the first batch.
     """
     if kernels is None:
         # The first batch takes another way through the policies, once.
@@ -47,17 +80,26 @@ def observe(
         kernels = not plain and int(state.steps) > 0 and why_not(values) is None
     setting = filter_of(policy, floor) if kernels else None
     if setting is not None:
+        storage = storage or values.dtype
+        room = (
+            room_for(setting, values, storage) if rooms is None else rooms.other_than(state, setting, values, storage)
+        )
         before = Before(state.moments, state.error, state.gain, state.surprise, state.evidence, state.drift)
-        got = filtered(setting, values, labels, before)
-        after = DriftState(got.moments, got.error, got.drift, got.gain, got.surprise, got.evidence, state.steps + 1)
-        return Observation(after, got.own, got.stored)
+        filtered(setting, values, labels, before, room)
+        surprise, evidence = room.surprise, room.evidence
+        if surprise is None or evidence is None:
+            surprise, evidence = state.surprise, state.evidence
+        after = DriftState(room.moments, room.error, room.drift, room.gain, surprise, evidence, state.steps + 1)
+        return Observation(after, room.own, values if room.stored is None else room.stored)
     found = batch_moments(values, labels if policy.wants_noise else None, reduce=reduce, floor=floor)
     new, own = policy.update(state, found), found.values
     if policy.anchor == "memory":
         return Observation(new, own, values)
-    return Observation(new, own, standardised(values, own if policy.anchor == "batch" else new.moments))
+    stored = standardised(values, own if policy.anchor == "batch" else new.moments)
+    return Observation(new, own, stored if storage is None else stored.to(storage))
 
 
+@functools.lru_cache(maxsize=64)
 def filter_of(policy: DriftPolicy, floor: float) -> Filter | None:
     """Return the policy as the kernels know it, or None for one that they do not have."""
     if isinstance(policy, MomentMatching):

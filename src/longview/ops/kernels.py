@@ -39,13 +39,18 @@ def why_no_triton(device: torch.device | str) -> str | None:
     """Return why Triton kernels cannot run on tensors of `device`, in a sentence, or None where they can."""
     if _off:
         return _off[-1]
-    kind = torch.device(device).type
-    if kind != "cuda" and not (kind == "cpu" and interpreted()):
-        return f"Triton kernels need a CUDA GPU, and the tensors are on {kind}"
+    return _why_not_on(torch.device(device), interpreted())
+
+
+@functools.cache
+def _why_not_on(device: torch.device, interpreted: bool) -> str | None:
+    """Return `why_no_triton` of a device, which is asked before every launch."""
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted):
+        return f"Triton kernels need a CUDA GPU, and the tensors are on {device.type}"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed; a CUDA build of torch brings it (pip install triton)"
-    if kind == "cuda":
-        capability = capability_of(torch.device(device))
+    if device.type == "cuda":
+        capability = capability_of(device)
         if capability < LEAST_CAPABILITY:
             return f"this GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 (Ampere)"
     return None

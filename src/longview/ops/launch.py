@@ -189,4 +189,4 @@ def start_of(compiled: Any) -> Start:
 
 def _stream(device: int) -> int:
     """Return the current stream of a GPU, as the driver knows it; of the CPU, where Triton interprets, none."""
-    return torch.cuda.current_stream(device).cuda_stream if device >= 0 else 0
+    return torch._C._cuda_getCurrentRawStream(device) if device >= 0 else 0  # as Triton asks, without an object

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from longview.errors import InputError
+from longview.ops import kernels
 from longview.ops.attention import (
     MaskSpec,
     RelativeBias,
@@ -172,6 +174,17 @@ class TestNewestRows:
             newest_rows_attention(**{**given, **changes})
 
 
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """Forget what is known of devices, before and after."""
+    for known in (kernels._why_not_on, kernels.capability_of):
+        known.cache_clear()
+    yield
+    for known in (kernels._why_not_on, kernels.capability_of):
+        known.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
 def test_without_the_package_the_kernels_are_off_and_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr("longview.ops.kernels.importlib.util.find_spec", lambda _: None)
@@ -181,6 +194,7 @@ def test_without_the_package_the_kernels_are_off_and_the_remedy_is_named(monkeyp
     assert torch.equal(semi_local_attention(**inputs()), semi_local_attention(**inputs(backend="cpu")))
 
 
+@pytest.mark.usefixtures("asked_anew")
 def test_a_gpu_that_is_too_old_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (7, 5))
     assert why_off("triton", "cuda") == "this GPU has compute capability 7.5; the kernels need 8.0 (Ampere)"

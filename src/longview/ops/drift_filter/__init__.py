@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from longview.ops.kernels import on_device_of, padded_dim, why_no_triton
+from longview.ops.kernels import begins_early, on_device_of, padded_dim, why_no_triton
 from longview.ops.launch import Recipe, Step
 
 MAX_WIDTH = 2048  # the vectors of the state that a program holds in registers
@@ -43,17 +43,20 @@ class Filter(NamedTuple):
 class Filtered(NamedTuple):
     """moments, error, gain, own, surprise: (2, d). evidence: (2, 2, d). drift: (2, 1). stored: (b, d).
 
-    For the anchor `memory` rows are stored as given. surprise and evidence are new where they are `weighed` only.
+    surprise and evidence are None but where they are `weighed`; stored is None for the anchor `memory`. kept: what all
+    but drift and stored are views of. sums: what one launch leaves to the next, as bytes.
     """
 
     moments: Tensor
     error: Tensor
     gain: Tensor
     own: Tensor
-    surprise: Tensor
-    evidence: Tensor
+    surprise: Tensor | None
+    evidence: Tensor | None
     drift: Tensor
-    stored: Tensor
+    stored: Tensor | None
+    kept: Tensor
+    sums: Tensor
 
 
 class Before(NamedTuple):
@@ -77,8 +80,8 @@ def why_not(values: Tensor) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def recipe_for(setting: Filter, b: int, width: int) -> Recipe:
-    """Return both launches for batches (b, d)."""
+def recipe_for(setting: Filter, b: int, width: int, early: bool) -> Recipe:
+    """Return both launches for batches (b, d); with `early` the second begins while the first ends."""
     from longview.ops.drift_filter import triton_filter as kernels
 
     padded = padded_dim(width)
@@ -86,36 +89,46 @@ def recipe_for(setting: Filter, b: int, width: int) -> Recipe:
     rows = max(1, STORED // padded)
     first = Step(
         kernels.sum_batch, (blocks, -(-width // SUM_DIMS)), ("values", "labels", "kept", "sums"), (b, setting.floor),
-        {"SAMPLED": setting.sampled, "ROWS": SUM_ROWS, "DIMS": SUM_DIMS, "WIDTH": width},
+        {"SAMPLED": setting.sampled, "EARLY": early, "ROWS": SUM_ROWS, "DIMS": SUM_DIMS, "WIDTH": width},
     )  # fmt: skip
     last = Step(
         kernels.filter_moments, (1 if setting.anchor == "memory" else -(-b // rows), 1),
         ("values", "sums", *Before._fields, "kept", "kept_drift", "stored"), (b, blocks, setting.noise, setting.rate),
         {"KIND": setting.kind, "ANCHOR": setting.anchor, "SQUARED": setting.squared, "SHARED": setting.shared,
          "SAMPLED": setting.sampled, "LEARNED": setting.learned, "WEIGHED": setting.weighed,
-         "ROWS": rows, "WIDTH": width, "PADDED": padded},
+         "EARLY": early, "ROWS": rows, "WIDTH": width, "PADDED": padded},
+        **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
     sums = {"sums": (torch.float32, blocks * (2 * width + 1))}
     return Recipe(("values", "labels", *Before._fields, "kept", "kept_drift", "stored"), sums, [first, last])
 
 
-def filtered(setting: Filter, values: Tensor, labels: Tensor, state: Before) -> Filtered:
-    """Return what a batch makes of the state; nothing that is given is changed. Bits do not depend on the run.
+def room_for(setting: Filter, values: Tensor, storage: torch.dtype) -> Filtered:
+    """Return tensors for what a batch like `values` (b, d) makes, the rows to be stored in dtype `storage`."""
+    kept = values.new_empty(7 if setting.weighed else 4, 2, values.shape[1])
+    moments, error, gain, own, *more = kept.unbind()
+    surprise, evidence = (more[0], kept[5:]) if more else (None, None)
+    drift = values.new_empty(2, 1)
+    stored = None if setting.anchor == "memory" else torch.empty(values.shape, dtype=storage, device=values.device)
+    sums = _recipe(setting, values).room(values.device)
+    return Filtered(moments, error, gain, own, surprise, evidence, drift, stored, kept, sums)
+
+
+def filtered(setting: Filter, values: Tensor, labels: Tensor, state: Before, room: Filtered) -> None:
+    """Write what a batch makes of the state into `room`, which shares nothing with it. Bits do not depend on the run.
 
     Args:
         setting: of the policy; every state but the first, which is the batch's.
         values: (b, d) float32 with b > 0. labels: (b,) int64.
+        room: of `room_for`.
     """
     values, labels = values.contiguous(), labels.contiguous()
-    b, width = values.shape
-    # One allocation for all that is kept, and one view for each part: these are most of what the host does here.
-    kept = values.new_empty(7 if setting.weighed else 4, 2, width)
-    drift = values.new_empty(2, 1)
-    stored = values if setting.anchor == "memory" else torch.empty_like(values)
-    recipe = recipe_for(setting, b, width)
+    before = [part.contiguous() for part in state]
+    stored = values if room.stored is None else room.stored
     with on_device_of(values):
-        before = [part.contiguous() for part in state]
-        recipe.run(recipe.room(values.device), (values, labels, *before, kept, drift, stored))
-    moments, error, gain, own, *more = kept.unbind()
-    surprise, evidence = (more[0], kept[5:]) if more else (state.surprise, state.evidence)
-    return Filtered(moments, error, gain, own, surprise, evidence, drift, stored)
+        _recipe(setting, values).run(room.sums, (values, labels, *before, room.kept, room.drift, stored))
+
+
+def _recipe(setting: Filter, values: Tensor) -> Recipe:
+    b, width = values.shape
+    return recipe_for(setting, b, width, begins_early(values.device))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 TINY = tl.constexpr(1e-30)
 LARGEST = tl.constexpr(3.0e38)
@@ -20,13 +21,15 @@ LARGEST = tl.constexpr(3.0e38)
 def sum_batch(
     values, labels, kept, sums,
     b, floor,
-    SAMPLED: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
+    SAMPLED: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Write the batch's own moments; with SAMPLED, for a block of anchors, the squared sums of their classes.
 
     `sums` (blocks, 2d + 1): of the rows less their mean, of their squares less the variance, and classes. A class's
-    sum is met once a row of it, hence the weights.
+    sum is met once a row of it, hence the weights. With EARLY the next kernel may begin meanwhile.
     """
+    if EARLY:
+        gdc_launch_dependents()
     dims = tl.program_id(1) * DIMS + tl.arange(0, DIMS)
     inside = dims < WIDTH
     total_e = tl.zeros([DIMS], tl.float32)
@@ -135,10 +138,15 @@ def filter_moments(
     values, sums, moments, error, gain, surprise, evidence, drift, kept, kept_drift, stored,
     b, blocks, noise, rate,
     KIND: tl.constexpr, ANCHOR: tl.constexpr, SQUARED: tl.constexpr, SHARED: tl.constexpr,
-    SAMPLED: tl.constexpr, LEARNED: tl.constexpr, WEIGHED: tl.constexpr,
+    SAMPLED: tl.constexpr, LEARNED: tl.constexpr, WEIGHED: tl.constexpr, EARLY: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Write the state after the batch, and a block of its rows standardised; every program computes the same state."""
+    """Write the state after the batch, and a block of its rows standardised; every program computes the same state.
+
+    With EARLY it begins while `sum_batch` ends, and waits for it.
+    """
+    if EARLY:
+        gdc_wait()
     dims = tl.arange(0, PADDED)
     inside = dims < WIDTH
     own_mean_d = tl.load(kept + 6 * WIDTH + dims, mask=inside, other=0.0)
@@ -220,4 +228,4 @@ def filter_moments(
         place = row[:, None] * WIDTH + dims[None, :]
         x_rd = tl.load(values + begin + place, mask=taken, other=0.0)
         standard_rd = tl.div_rn(x_rd - mean_d[None, :], tl.zeros_like(x_rd) + std_d[None, :])
-        tl.store(stored + begin + place, standard_rd, mask=taken)
+        tl.store(stored + begin + place, standard_rd.to(stored.dtype.element_ty), mask=taken)
