@@ -74,25 +74,28 @@ def memory() -> None:
     """Two steps of losses against a memory that follows the drift: the walks, their ends and the filter."""
     from longview.metric_learning import CrossBatchLoss, MemoryConfig
     from longview.metric_learning.kalman import AdaptiveMomentMatching
+    from longview.ops.memory_loss import PAIR_LOSSES
 
-    config = MemoryConfig(capacity=301, width=100, drift=AdaptiveMomentMatching())
-    for name in ("contrastive", "info-nce", "multi-similarity"):
+    config = MemoryConfig(capacity=301, width=100, drift=AdaptiveMomentMatching(), storage="bfloat16")
+    for name in PAIR_LOSSES:
         against = CrossBatchLoss(name, config).cuda()
         for step in range(3):
             ids = torch.arange(45 * step, 45 * (step + 1)).cuda()
             against(torch.randn(45, 100, device="cuda", requires_grad=True), ids % 7, ids).backward()
-    _memory_in_pieces()
+    _memory_by_norms(100)
+    _memory_by_norms(512)
 
 
-def _memory_in_pieces() -> None:
-    """Losses against rows that are mapped, divided by their norms and held piece by piece."""
-    from longview.ops.memory_loss import PAIR_LOSSES, fused, memory_loss
+def _memory_by_norms(width: int) -> None:
+    """Losses against rows that are mapped and divided by their norms: held piece by piece, or wide ones as stored."""
+    from longview.ops.memory_loss import PAIR_LOSSES, memory_loss, prepared
 
-    fused.SEEN_BYTES = 64 * 100 * 2
-    rows, labels = torch.randn(301, 100, device="cuda").bfloat16(), torch.arange(301).cuda() % 7
-    affine = torch.rand(100, device="cuda"), torch.rand(100, device="cuda")
+    prepared.SEEN_BYTES = 64 * width * 2
+    prepared.prepared_for.cache_clear()
+    rows, labels = torch.randn(301, width, device="cuda").bfloat16(), torch.arange(301).cuda() % 7
+    affine = torch.rand(width, device="cuda"), torch.rand(width, device="cuda")
     for kind in PAIR_LOSSES.values():
-        anchors = torch.randn(45, 100, device="cuda", requires_grad=True)
+        anchors = torch.randn(45, width, device="cuda", requires_grad=True)
         given = anchors, labels[:45], rows, labels
         memory_loss(*given, loss=kind(), affine=affine, renormalise=True, backend="triton").backward()
 
