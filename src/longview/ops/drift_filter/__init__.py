@@ -80,8 +80,11 @@ def why_not(values: Tensor) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def recipe_for(setting: Filter, b: int, width: int, early: bool) -> Recipe:
-    """Return both launches for batches (b, d); with `early` the second begins while the first ends."""
+def recipe_for(setting: Filter, b: int, width: int, storage: torch.dtype, early: bool) -> Recipe:
+    """Return both launches for batches (b, d) whose rows are stored in dtype `storage`; kernels are compiled for it.
+
+    With `early` the second begins while the first ends.
+    """
     from longview.ops.drift_filter import triton_filter as kernels
 
     padded = padded_dim(width)
@@ -110,7 +113,7 @@ def room_for(setting: Filter, values: Tensor, storage: torch.dtype) -> Filtered:
     surprise, evidence = (more[0], kept[5:]) if more else (None, None)
     drift = values.new_empty(2, 1)
     stored = None if setting.anchor == "memory" else torch.empty(values.shape, dtype=storage, device=values.device)
-    sums = _recipe(setting, values).room(values.device)
+    sums = _recipe(setting, values, storage).room(values.device)
     return Filtered(moments, error, gain, own, surprise, evidence, drift, stored, kept, sums)
 
 
@@ -126,9 +129,9 @@ def filtered(setting: Filter, values: Tensor, labels: Tensor, state: Before, roo
     before = [part.contiguous() for part in state]
     stored = values if room.stored is None else room.stored
     with on_device_of(values):
-        _recipe(setting, values).run(room.sums, (values, labels, *before, room.kept, room.drift, stored))
+        _recipe(setting, values, stored.dtype).run(room.sums, (values, labels, *before, room.kept, room.drift, stored))
 
 
-def _recipe(setting: Filter, values: Tensor) -> Recipe:
+def _recipe(setting: Filter, values: Tensor, storage: torch.dtype) -> Recipe:
     b, width = values.shape
-    return recipe_for(setting, b, width, begins_early(values.device))
+    return recipe_for(setting, b, width, storage, begins_early(values.device))
