@@ -99,13 +99,17 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(kind: type[BaseModel], error: dict[str, Any]) -> str:
-    location, allowed = _walk(kind, [str(part) for part in error["loc"]])
+    location, allowed, groups = _walk(kind, [str(part) for part in error["loc"]])
     key = ".".join(location)
     if error["type"] == "value_error":  # a rule of ours, whose message says what was given
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     if error["type"] == "union_tag_invalid":  # of a group that is chosen by one of its keys
         chosen, tags = error["ctx"]["discriminator"].strip("'"), error["ctx"]["expected_tags"]
         return f"{key}.{chosen}: Input should be one of {tags}, got {_near(error['ctx']['tag'], tags)}"
+    if error["type"] == "union_tag_not_found":
+        chosen = error["ctx"]["discriminator"].strip("'")
+        tags = ", ".join(repr(group.model_fields[chosen].default) for group in groups)
+        return f"{key}.{chosen} is missing, which says what the other keys of {key} are for; one of {tags}"
     if error["type"] == "literal_error":
         return f"{key}: {error['msg']}, got {_near(error['input'], error['ctx']['expected'])}"
     if error["type"] != "extra_forbidden":
@@ -119,8 +123,8 @@ def _near(given: Any, expected: str) -> str:
     return repr(given) + suggestion(str(given), re.findall("'([^']*)'", expected))
 
 
-def _walk(kind: type[BaseModel], location: list[str]) -> tuple[list[str], list[str]]:
-    """Return `location` as it is written, and the keys that may stand at its end.
+def _walk(kind: type[BaseModel], location: list[str]) -> tuple[list[str], list[str], list[type[BaseModel]]]:
+    """Return `location` as it is written, the keys that may stand at its end, and the groups that it may be.
 
     Inside a group that is chosen by one of its keys pydantic puts the choice into a location, which nobody writes.
     """
@@ -137,4 +141,4 @@ def _walk(kind: type[BaseModel], location: list[str]) -> tuple[list[str], list[s
         groups = [one for one in found if isinstance(one, type) and issubclass(one, BaseModel)]
         chooser = field.discriminator if field is not None and isinstance(field.discriminator, str) else None
         written.append(part)
-    return written, beside
+    return written, beside, groups

@@ -35,6 +35,11 @@ def test_drift_is_chosen_by_name(kind: str) -> None:
         ("optimiser.tables=rowwise", "of runs on logs"),
         ("loss.kind=contrastiv", r"loss\.kind: .*got 'contrastiv' \(did you mean 'contrastive'\?\)$"),
         ("memory.drift.kind=axnb", r"memory\.drift\.kind: .*'moving-average', got 'axnb' \(did you mean 'axbn'\?\)$"),
+        (
+            "memory.drift={rate: 0.2}",
+            r"memory\.drift\.kind is missing, .*; one of 'none', 'xbn', 'axbn', 'moving-average'$",
+        ),
+        ("encoder.backbone={}", r"encoder\.backbone\.kind is missing, .*'convnet'"),
         ("encoder.freeze=bckbone", r"got 'bckbone' \(did you mean 'backbone'\?\)"),
         ("memory.drift.noize=1", r"unknown key 'memory\.drift\.noize' \(did you mean 'noise'\?\); allowed: .*, noise,"),
         ("encoder.backbone.width=0", r"--set: encoder\.backbone\.width: .*greater than or equal to 1, got 0$"),
