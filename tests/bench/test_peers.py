@@ -32,6 +32,16 @@ def test_the_peer_sees_the_training_events(tmp_path: Path, monkeypatch: pytest.M
     assert (report["epochs"], report["width"]) == (2, 64)
 
 
+def test_an_interpreter_may_be_named_from_here_or_by_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "environment").mkdir()
+    link = tmp_path / "environment" / "python"
+    link.symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    assert peers.interpreter(Path("environment/python")) == link
+    monkeypatch.setenv("PATH", str(link.parent))
+    assert peers.interpreter(Path("python")) == link
+
+
 def test_a_missing_interpreter_and_a_failing_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = synthetic_log(tmp_path / "log", users=30, items=50, median_length=20)
     run = resolve_config("hstu-small")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from longview.bench.peers import time_rectools
+from longview.bench.peers import interpreter, time_rectools
 from longview.bench.record import write_result
 from longview.data.batches import JaggedBatch, TrainingBatches
 from longview.data.dataset import PreparedData, write_prepared
@@ -77,6 +77,8 @@ def bench_train(
         raise InputError(f"epochs={epochs}: at least 1")
     place = device_named(device)
     run = resolve_config(config, overrides)
+    if peer_python is not None:
+        peer_python = interpreter(peer_python)  # or say so before anything is trained
     with tempfile.TemporaryDirectory() as scratch:
         opened = synthetic_log(Path(scratch) / "log") if data is None else PreparedData.open(data)
         progress = progress or TrainingProgress()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -17,6 +18,18 @@ from longview.errors import InputError, LongviewError
 from longview.training.config import RunConfig
 
 RECTOOLS = Path(__file__).parent / "rectools_sasrec.py"
+
+
+def interpreter(python: Path) -> Path:
+    """Return the place of an interpreter that is named by path or by what `PATH` knows; it need not be Longview's.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = shutil.which(python)
+    if found is None:
+        raise InputError(f"--peer-python {python}: no such program; give an interpreter that has RecTools")
+    return Path(found).absolute()  # and not resolved: an environment is found by the link in it
 
 
 def time_rectools(python: Path, data: PreparedData, run: RunConfig, *, threads: int, epochs: int = 1) -> dict[str, Any]:
@@ -45,18 +58,14 @@ def time_rectools(python: Path, data: PreparedData, run: RunConfig, *, threads: 
         "num_negatives": run.loss.num_negatives,
         "batch_size": run.batches.batch_size or 128,
     }
+    python = interpreter(python)
     with tempfile.TemporaryDirectory() as scratch:
         log, out = Path(scratch) / "log.csv", Path(scratch) / "out.json"
         _write_training_log(data, log)
         command = [str(python), str(RECTOOLS), str(log), str(out), str(epochs), json.dumps(settings)]
         # How threads wait is a choice of our command line (`longview.cli.main`); the other project gets its own.
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch, env=environment)
-        except OSError as error:
-            raise InputError(
-                f"--peer-python {python}: {error.strerror}; give an interpreter that has RecTools"
-            ) from None
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch, env=environment)
         if done.returncode:
             last = " | ".join(done.stderr.strip().splitlines()[-3:])
             raise LongviewError(f"RecTools failed in {python.name}: {last}")
