@@ -192,6 +192,7 @@ def test_similar_by_image_draws_a_picture(longview: Longview, run: Path, data: P
         (("a.png", "--item", "1"), "give either images"),
         (("--item", "1", "--picture", "x.png"), "--picture are of runs on images"),
         (("nowhere.png",), "nowhere.png: no such file, and"),
+        (("nowhere.png",), "its paths are like "),
         (("{folder}",), "give one image, and the folder as --gallery"),
         (("{broken}",), "broken.png cannot be read: truncated or damaged"),
         (("{text}",), "text.png cannot be read: not an image that can be read"),
