@@ -107,8 +107,8 @@ def open_query(run: LoadedImageRun, name: str, gallery: Gallery, device: torch.d
             image = gallery.image
             return Query(name, gallery.vectors[own], None if image is None else lambda: image(own), own)
         what = "a folder: give one image, and the folder as --gallery" if file.is_dir() else "no such file"
-        known = f"; its paths are like {gallery.keys[0]}" if gallery.keys else ""
-        raise InputError(f"{name}: {what}, and {gallery.source} has no image of that path{known}")
+        example = f"; its paths are like {gallery.keys[0]}" if gallery.keys else ""
+        raise InputError(f"{name}: {what}, and {gallery.source} has no image of that path{example}")
     place = file.resolve()
     framing, store = run.framing, FolderStore(place.parent)
     reader = ImageReader(store, pa.array([place.name]), None, MAX_PIXELS)
