@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from longview.ops.kernels import begins_early, on_device_of
+from longview.ops.memory_loss.cases import Case
 from longview.ops.memory_loss.forms import plan_of
 from longview.ops.memory_loss.losses import PairLoss
 from longview.ops.memory_loss.pairs import Pairs, View
-from longview.ops.memory_loss.prepared import Case, Prepared, prepared_for
+from longview.ops.memory_loss.prepared import Prepared, prepared_for
 from longview.ops.softmax_loss.numerics import refuse_second_derivative
 from longview.ops.softmax_loss.triton_tile import Tile
 
