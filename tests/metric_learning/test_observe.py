@@ -82,7 +82,8 @@ def test_rows_in_the_dtype_of_the_memory_are_the_same_rows_rounded_once(kernels:
     for step, (values, labels, _) in enumerate(drifting(3)):
         z, y = values.float().to(DEVICE), labels.to(DEVICE)
         wide = observe(POLICIES["axbn"], 1e-6, z, y, state, kernels=kernels and step > 0)
-        halves = observe(POLICIES["axbn"], 1e-6, z, y, state, storage=torch.float16, kernels=kernels and step > 0)
+        rooms = Rooms(torch.float16)
+        halves = observe(POLICIES["axbn"], 1e-6, z, y, state, rooms=rooms, kernels=kernels and step > 0)
         assert halves.stored.dtype == torch.float16
         assert torch.equal(halves.stored, wide.stored.half())
         assert torch.equal(halves.state.moments, wide.state.moments)
@@ -134,7 +135,7 @@ def test_a_memory_that_is_moved_goes_on() -> None:
 
 @pytest.mark.parametrize("name", ["xbn", "axbn", "axbn, against the memory"])
 def test_in_rooms_a_state_stays_as_it_is_while_the_next_batch_is_observed(name: str) -> None:
-    rooms, policy, state = Rooms(), POLICIES[name], empty(6)
+    rooms, policy, state = Rooms(torch.float32), POLICIES[name], empty(6)
     places = set()
     for step, (values, labels, _) in enumerate(drifting(7)):
         rows = 4 if step == 5 else len(values)  # a batch of another size takes places of its own

@@ -13,7 +13,7 @@ from torch import Tensor
 from longview.errors import InputError
 from longview.metric_learning.drift import DriftState
 from longview.metric_learning.memory import EmbeddingMemory
-from longview.metric_learning.observe import observe
+from longview.metric_learning.observe import Rooms, observe
 from longview.metric_learning.reference import Reference
 
 
@@ -42,6 +42,7 @@ class FixedSteps:
         self.entered = torch.tensor(int(queue.cursor) + full * queue.capacity, device=device)
         self.slots = torch.arange(queue.capacity, device=device)
         self.unsettled = 0
+        self._rooms = Rooms(queue.rows.dtype, again=False)
         self._waiting: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -52,7 +53,7 @@ class FixedSteps:
         values = embeddings.detach().to(state.moments.dtype)
         good = (values * 0).sum() == 0  # NaN or infinity times 0 is NaN
         if policy.corrects:
-            seen = observe(policy, memory.config.floor, values, labels, state, storage=memory.queue.rows.dtype)
+            seen = observe(policy, memory.config.floor, values, labels, state, rooms=self._rooms)
             _overwrite(state, seen.state, good)
             values = seen.stored
         self._waiting = (values, labels, sample_ids, good)

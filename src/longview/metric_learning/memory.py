@@ -69,7 +69,7 @@ class EmbeddingMemory(FixedBuffers):
         self.queue = RowQueue(held, config.width, DTYPES[config.storage], sums=anchored)
         for name, value in zip(STATE, DriftState.empty(config.width, DTYPES[config.moments]), strict=True):
             self.register_buffer(name, value)
-        self._rooms = Rooms()
+        self._rooms = Rooms(DTYPES[config.storage])
         for name in ("step", "seen", "stored", "cohorts"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
@@ -225,7 +225,6 @@ class EmbeddingMemory(FixedBuffers):
             rows.labels,
             self.drift_state,
             reduce,
-            storage=self.queue.rows.dtype,
             rooms=self._rooms,
         )
 

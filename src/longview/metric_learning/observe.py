@@ -30,30 +30,31 @@ class Observation(NamedTuple):
 
 
 class Rooms:
-    """Places for what the kernels make of the batches of one memory, which it makes once and uses in turn.
+    """Places for what the kernels make of the batches of one memory.
 
-    A state and its rows stay as they are while the next batch is observed, and are written over by the one after it.
+    A state and its rows stay as they are while the next batch is observed. The batch after it writes over them.
+
+    Args:
+        storage: the dtype of the rows that are standardised.
+        again: use places in turn; otherwise every one is new, as it must be in a graph that outlives them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, storage: torch.dtype, *, again: bool = True) -> None:
+        self.storage, self.again = storage, again
         self._made: list[Filtered] = []
 
-    def other_than(self, state: DriftState, setting: Filter, values: Tensor, storage: torch.dtype) -> Filtered:
+    def other_than(self, state: DriftState, setting: Filter, values: Tensor) -> Filtered:
         """Return a place that `state` does not lie in, for a batch like `values`."""
         made = self._made
-        if made and not _fits(made[0], values, storage):
+        if made and (made[0].shape != values.shape or made[0].kept.device != values.device):
             made.clear()  # a batch of another size: who still reads the old places keeps them
         for room in made:
             if room.moments is not state.moments:
                 return room
-        made.append(room_for(setting, values, storage))
-        return made[-1]
-
-
-def _fits(room: Filtered, values: Tensor, storage: torch.dtype) -> bool:
-    stored, device = room.stored, values.device
-    fits = stored is None or (stored.shape == values.shape and stored.dtype == storage)
-    return fits and room.kept.device == device and room.kept.shape[2] == values.shape[1]
+        room = room_for(setting, values, self.storage)
+        if self.again:
+            made.append(room)
+        return room
 
 
 def observe(
@@ -64,14 +65,12 @@ def observe(
     state: DriftState,
     reduce: Reduce | None = None,
     *,
-    storage: torch.dtype | None = None,
     rooms: Rooms | None = None,
     kernels: bool | None = None,
 ) -> Observation:
     """Return what the batch tells; changes nothing.
 
-    storage: the dtype of the rows that are standardised; by default that of `values`.
-    rooms: where kernels may write, instead of new tensors.
+    rooms: where kernels write, and in which dtype rows are stored; by default new tensors, and that of `values`.
     kernels: whether Triton computes it; by default on a GPU where it can, beyond the first batch.
     """
     if kernels is None:
@@ -80,12 +79,10 @@ def observe(
         kernels = not plain and int(state.steps) > 0 and why_not(values) is None
     setting = filter_of(policy, floor) if kernels else None
     if setting is not None:
-        storage = storage or values.dtype
-        room = (
-            room_for(setting, values, storage) if rooms is None else rooms.other_than(state, setting, values, storage)
-        )
+        rooms = rooms or Rooms(values.dtype)
+        room = rooms.other_than(state, setting, values)
         before = Before(state.moments, state.error, state.gain, state.surprise, state.evidence, state.drift)
-        filtered(setting, values, labels, before, room)
+        filtered(values, labels, before, room)
         surprise, evidence = room.surprise, room.evidence
         if surprise is None or evidence is None:
             surprise, evidence = state.surprise, state.evidence
@@ -96,7 +93,7 @@ def observe(
     if policy.anchor == "memory":
         return Observation(new, own, values)
     stored = standardised(values, own if policy.anchor == "batch" else new.moments)
-    return Observation(new, own, stored if storage is None else stored.to(storage))
+    return Observation(new, own, stored if rooms is None else stored.to(rooms.storage))
 
 
 @functools.lru_cache(maxsize=64)

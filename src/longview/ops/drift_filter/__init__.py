@@ -44,7 +44,8 @@ class Filtered(NamedTuple):
     """moments, error, gain, own, surprise: (2, d). evidence: (2, 2, d). drift: (2, 1). stored: (b, d).
 
     surprise and evidence are None but where they are `weighed`; stored is None for the anchor `memory`. kept: what all
-    but drift and stored are views of. sums: what one launch leaves to the next, as bytes.
+    but drift and stored are views of. sums: what one launch leaves to the next, as bytes. recipe: the launches that
+    write all of it, for batches of this shape.
     """
 
     moments: Tensor
@@ -57,6 +58,8 @@ class Filtered(NamedTuple):
     stored: Tensor | None
     kept: Tensor
     sums: Tensor
+    recipe: Recipe
+    shape: torch.Size
 
 
 class Before(NamedTuple):
@@ -108,30 +111,27 @@ def recipe_for(setting: Filter, b: int, width: int, storage: torch.dtype, early:
 
 def room_for(setting: Filter, values: Tensor, storage: torch.dtype) -> Filtered:
     """Return tensors for what a batch like `values` (b, d) makes, the rows to be stored in dtype `storage`."""
-    kept = values.new_empty(7 if setting.weighed else 4, 2, values.shape[1])
+    b, width = values.shape
+    recipe = recipe_for(setting, b, width, storage, begins_early(values.device))
+    kept = values.new_empty(7 if setting.weighed else 4, 2, width)
     moments, error, gain, own, *more = kept.unbind()
     surprise, evidence = (more[0], kept[5:]) if more else (None, None)
     drift = values.new_empty(2, 1)
     stored = None if setting.anchor == "memory" else torch.empty(values.shape, dtype=storage, device=values.device)
-    sums = _recipe(setting, values, storage).room(values.device)
-    return Filtered(moments, error, gain, own, surprise, evidence, drift, stored, kept, sums)
+    sums, shape = recipe.room(values.device), values.shape
+    return Filtered(moments, error, gain, own, surprise, evidence, drift, stored, kept, sums, recipe, shape)
 
 
-def filtered(setting: Filter, values: Tensor, labels: Tensor, state: Before, room: Filtered) -> None:
+def filtered(values: Tensor, labels: Tensor, state: Before, room: Filtered) -> None:
     """Write what a batch makes of the state into `room`, which shares nothing with it. Bits do not depend on the run.
 
     Args:
-        setting: of the policy; every state but the first, which is the batch's.
         values: (b, d) float32 with b > 0. labels: (b,) int64.
+        state: every one but the first, which is the batch's.
         room: of `room_for`.
     """
     values, labels = values.contiguous(), labels.contiguous()
     before = [part.contiguous() for part in state]
     stored = values if room.stored is None else room.stored
     with on_device_of(values):
-        _recipe(setting, values, stored.dtype).run(room.sums, (values, labels, *before, room.kept, room.drift, stored))
-
-
-def _recipe(setting: Filter, values: Tensor, storage: torch.dtype) -> Recipe:
-    b, width = values.shape
-    return recipe_for(setting, b, width, storage, begins_early(values.device))
+        room.recipe.run(room.sums, (values, labels, *before, room.kept, room.drift, stored))

@@ -133,6 +133,30 @@ def weigh(
     return before_d - share_d * before_d, share_d, drift
 
 
+@triton.jit
+def sampled_noise(
+    sums, variance_d, scale_mean_d, scale_std_d, dims, inside, b, blocks,
+    SQUARED: tl.constexpr, SHARED: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Return the noise of both moments (d,) that follows from the classes of a batch, infinite for one class."""
+    noise_mean_d, noise_std_d = tl.zeros_like(variance_d), tl.zeros_like(variance_d)
+    classes = 0.0
+    for block in tl.range(0, blocks):
+        here = sums + block * (2 * WIDTH + 1)
+        noise_mean_d += tl.load(here + dims, mask=inside, other=0.0)
+        noise_std_d += tl.load(here + WIDTH + dims, mask=inside, other=0.0)
+        classes += tl.load(here + 2 * WIDTH)
+    classes = tl.floor(classes + 0.5)  # 1/3 + 1/3 + 1/3 is one class
+    number = b.to(tl.float32)
+    factor = tl.div_rn(classes, tl.maximum(classes - 1, 1.0) * number * number)
+    noise_mean_d = tl.where(classes > 1, noise_mean_d * factor, float("inf"))
+    noise_std_d = tl.where(classes > 1, noise_std_d * factor, float("inf"))
+    if not SQUARED:  # the delta rule, d(sigma) = d(variance) / (2 sigma)
+        noise_std_d = tl.div_rn(noise_std_d, tl.maximum(4 * variance_d, TINY))
+    noise_mean_d = tl.div_rn(pooled(noise_mean_d, inside, SHARED, WIDTH), scale_mean_d)
+    return noise_mean_d, tl.div_rn(pooled(noise_std_d, inside, SHARED, WIDTH), scale_std_d)
+
+
 @triton.jit(do_not_specialize=["b", "blocks"])
 def filter_moments(
     values, sums, moments, error, gain, surprise, evidence, drift, kept, kept_drift, stored,
@@ -167,22 +191,9 @@ def filter_moments(
         scale_mean_d = tl.maximum(pooled(variance_d, inside, SHARED, WIDTH), TINY)
         scale_std_d = tl.maximum(pooled(square_d, inside, SHARED, WIDTH), TINY)
         if SAMPLED:
-            noise_mean_d, noise_std_d = tl.zeros([PADDED], tl.float32), tl.zeros([PADDED], tl.float32)
-            classes = noise * 0
-            for block in tl.range(0, blocks):
-                here = sums + block * (2 * WIDTH + 1)
-                noise_mean_d += tl.load(here + dims, mask=inside, other=0.0)
-                noise_std_d += tl.load(here + WIDTH + dims, mask=inside, other=0.0)
-                classes += tl.load(here + 2 * WIDTH)
-            classes = tl.floor(classes + 0.5)  # 1/3 + 1/3 + 1/3 is one class
-            number = b.to(tl.float32)
-            factor = tl.div_rn(classes, tl.maximum(classes - 1, 1.0) * number * number)
-            noise_mean_d = tl.where(classes > 1, noise_mean_d * factor, float("inf"))
-            noise_std_d = tl.where(classes > 1, noise_std_d * factor, float("inf"))
-            if not SQUARED:  # the delta rule, d(sigma) = d(variance) / (2 sigma)
-                noise_std_d = tl.div_rn(noise_std_d, tl.maximum(4 * variance_d, TINY))
-            noise_mean_d = tl.div_rn(pooled(noise_mean_d, inside, SHARED, WIDTH), scale_mean_d)
-            noise_std_d = tl.div_rn(pooled(noise_std_d, inside, SHARED, WIDTH), scale_std_d)
+            noise_mean_d, noise_std_d = sampled_noise(
+                sums, variance_d, scale_mean_d, scale_std_d, dims, inside, b, blocks, SQUARED, SHARED, WIDTH
+            )
         else:
             noise_mean_d, noise_std_d = tl.zeros([PADDED], tl.float32) + noise, tl.zeros([PADDED], tl.float32) + noise
         old_d = old_std_d * old_std_d if SQUARED else old_std_d
