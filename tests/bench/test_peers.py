@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from longview.bench import peers
-from longview.bench.train import synthetic_log
+from longview.bench import peers, train
+from longview.bench.train import bench_train, synthetic_log
 from longview.errors import InputError, LongviewError
 from longview.training.config import resolve_config
 
@@ -45,6 +45,14 @@ def test_an_interpreter_may_be_named_from_here_or_by_the_path(tmp_path: Path, mo
 def test_a_missing_interpreter_and_a_failing_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = synthetic_log(tmp_path / "log", users=30, items=50, median_length=20)
     run = resolve_config("hstu-small")
+    monkeypatch.setattr(train, "_measure", lambda *_: pytest.fail("trained before it looked for the interpreter"))
+    with pytest.raises(InputError, match="give an interpreter"):
+        bench_train(peer_python=tmp_path / "nowhere")
+    text = tmp_path / "text"
+    text.write_text("no program")
+    text.chmod(0o755)
+    with pytest.raises(InputError, match="give an interpreter"):
+        peers.time_rectools(text, data, run, threads=1)
     with pytest.raises(InputError, match="give an interpreter"):
         peers.time_rectools(tmp_path / "nowhere", data, run, threads=1)
     script = tmp_path / "peer.py"

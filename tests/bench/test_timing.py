@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,15 +58,17 @@ def test_bench_attention_counts_pairs_and_checks_what_it_times(tmp_path: Path) -
     assert result["environment"]["threads"] >= 1
 
 
-def test_a_turn_may_be_several_calls_of_which_the_first_are_not_timed() -> None:
+def test_a_turn_may_be_several_calls_of_which_the_first_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
+    clock = 0
 
-    def slow_at_first() -> None:
-        if not calls or calls[-1] != "here":
-            time.sleep(0.02)  # after somebody else
-        calls.append("here")
+    def call(name: str, seconds: int) -> None:
+        nonlocal clock
+        clock += seconds if calls and calls[-1] == name else 100  # slow after somebody else
+        calls.append(name)
 
-    spent = turns({"a": slow_at_first, "b": lambda: calls.append("b")}, rounds=3, warm_up=1, lead=1, calls=4)
-    assert calls.count("here") == calls.count("b") == (3 + 1) * (1 + 4)
-    assert all(len(times) == 3 for times in spent.values())
-    assert max(spent["a"]) < 0.02 / 4
+    monkeypatch.setattr("longview.bench.timing.time.perf_counter", lambda: clock)
+    providers = {"a": partial(call, "a", 3), "b": partial(call, "b", 5)}
+    spent = turns(providers, rounds=3, warm_up=1, lead=1, calls=4)
+    assert calls.count("a") == calls.count("b") == (3 + 1) * (1 + 4)
+    assert spent == {"a": [3, 3, 3], "b": [5, 5, 5]}

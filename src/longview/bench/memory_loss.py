@@ -24,12 +24,13 @@ from longview.ops.memory_loss import PAIR_LOSSES, PairLoss, memory_loss
 from longview.ops.memory_loss.buffers import forget_buffers
 
 MIB = 1 << 20
+LEAD = 3  # calls of a turn of several that are not timed
 METHOD = (
     "forward and backward, gradient to the batch; unit vectors, four of a class in a batch, classes of 5.26 rows in "
     "the memory; providers take turns within one run; medians; extra_mib: largest sum of allocations within a call, "
     "which on a CPU begins without the buffers that ours keeps between calls; on a GPU median_ms is launch by launch, "
     "the host's time included where it is the longer, and graph_ms the replay of a captured graph, the device's time "
-    "alone. With calls above 1, a provider's turn is three calls that are not timed and then so many that are, and "
+    f"alone. With calls above 1, a provider's turn is {LEAD} calls that are not timed and then so many that are, and "
     "single_ms is the median of one call right after another provider's, which finds the host's caches full of that. "
     "Chunked torch is the supervised contrastive loss with logits of a chunk of the batch at a time, backward "
     "after each; its products are in the dtype of the memory. On a CPU, compiled contrastive and so on are each loss "
@@ -42,7 +43,6 @@ GPU = (
     Setting(4096, 1_048_576, 128, "bfloat16"),
 )
 CPU = (Setting(64, 59_551, 128, "float32"), Setting(256, 59_551, 128, "float32"), Setting(256, 59_551, 128, "bfloat16"))
-LEAD = 3  # calls of a turn of several that are not timed
 VIEWS = ("info-nce", "contrastive")  # the losses that are also timed with moment matching and norms
 
 
@@ -92,7 +92,7 @@ def _measure(setting: Setting, device: torch.device, rounds: int, peer: bool) ->
         else:
             skipped[PEER] = reason
     peaks = {name: _peak(call, device) for name, call in providers.items()}
-    several = device.type == "cuda" and setting.calls > 1
+    several = setting.calls > 1  # of the settings for a GPU
     take_turns = device_interleaved if device.type == "cuda" else interleaved
     if several:
         take_turns = partial(device_interleaved, lead=LEAD, calls=setting.calls)

@@ -8,6 +8,7 @@ CUDA graphs, which is how a run trains there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,16 +87,16 @@ def bench_memory_step(json: Path | None = None, *, device: str = "cpu", rounds: 
     }
     for setting in GPU if device == "cuda" else CPU:
         steps = {name: Steps(setting, memory, device) for name, memory in PROVIDERS.items()}
-        take_turns, turn = (device_turns, {"lead": LEAD, "calls": STEPS}) if device == "cuda" else (turns, {})
+        take_turns, lead, calls = (device_turns, LEAD, STEPS) if device == "cuda" else (turns, 0, 1)
         # By then the memory is made of batches of the run: before, XBM's old rows are over no margin and cost less.
         replaced = -(-setting.memory // setting.batch) + WARM_UP
-        warm_up = -(-replaced // sum(turn.values())) if turn else replaced
-        rows = _rows(take_turns(steps, rounds=rounds, warm_up=warm_up, **turn))
+        timed = partial(take_turns, rounds=rounds, warm_up=-(-replaced // (lead + calls)), lead=lead, calls=calls)
+        rows = _rows(timed(steps))
         if device == "cuda":
             for name, step in steps.items():
                 rows[name]["launches"] = launches(step)
             replays = {name: fixed_steps(setting, memory, device).replay() for name, memory in PROVIDERS.items()}
-            for name, row in _rows(device_turns(replays, rounds=rounds, warm_up=warm_up, **turn)).items():
+            for name, row in _rows(timed(replays)).items():
                 rows[name] |= {
                     "graph_ms": row["median_ms"],
                     "graph_over_xbm": row["over_xbm"],

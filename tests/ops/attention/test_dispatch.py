@@ -177,11 +177,14 @@ class TestNewestRows:
 @pytest.fixture
 def asked_anew() -> Iterator[None]:
     """Forget what is known of devices, before and after."""
-    for known in (kernels._why_not_on, kernels.capability_of):
-        known.cache_clear()
+
+    def forget() -> None:
+        kernels._why_not_on.cache_clear()
+        kernels.capability_of.cache_clear()
+
+    forget()
     yield
-    for known in (kernels._why_not_on, kernels.capability_of):
-        known.cache_clear()
+    forget()
 
 
 @pytest.mark.usefixtures("asked_anew")

@@ -36,7 +36,7 @@ def time_rectools(python: Path, data: PreparedData, run: RunConfig, *, threads: 
     """Time SASRec of RecTools on the training events of `data` with the width, depth and batches of `run`.
 
     Args:
-        python: an interpreter that has RecTools; nothing of Longview is needed there.
+        python: an interpreter that has RecTools, of `interpreter`; nothing of Longview is needed there.
         data, run: the log and the settings to match.
         threads: for its matrix products.
         epochs: how many to train.
@@ -45,7 +45,7 @@ def time_rectools(python: Path, data: PreparedData, run: RunConfig, *, threads: 
         `model, seconds_per_epoch, seconds_to_recommend` (top 10 for all users), `versions`.
 
     Raises:
-        InputError: no such interpreter.
+        InputError: it is no program that this machine can run.
         LongviewError: it failed; its last lines are in the message.
     """
     settings = {
@@ -58,14 +58,18 @@ def time_rectools(python: Path, data: PreparedData, run: RunConfig, *, threads: 
         "num_negatives": run.loss.num_negatives,
         "batch_size": run.batches.batch_size or 128,
     }
-    python = interpreter(python)
     with tempfile.TemporaryDirectory() as scratch:
         log, out = Path(scratch) / "log.csv", Path(scratch) / "out.json"
         _write_training_log(data, log)
         command = [str(python), str(RECTOOLS), str(log), str(out), str(epochs), json.dumps(settings)]
         # How threads wait is a choice of our command line (`longview.cli.main`); the other project gets its own.
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch, env=environment)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch, env=environment)
+        except OSError as error:
+            raise InputError(
+                f"--peer-python {python}: {error.strerror}; give an interpreter that has RecTools"
+            ) from None
         if done.returncode:
             last = " | ".join(done.stderr.strip().splitlines()[-3:])
             raise LongviewError(f"RecTools failed in {python.name}: {last}")
